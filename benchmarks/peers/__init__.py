@@ -1,0 +1,1 @@
+"""Other tools on the same models, samples and runtime, for comparison."""

@@ -1,0 +1,80 @@
+"""Real public models with real data, as folders that edgekit can deploy; each comes out of published packages.
+
+    python -m benchmarks.zoo [NAME ...] --out DIR
+
+Every entry's metric notices damage: labels of one's own where there are any, agreement with the float model where not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+NAMES = ("pp-ocr-rec", "pp-ocr-det", "efficientnet-lite0", "minilm", "silero-vad", "blazeface")
+
+METRICS = Path(__file__).resolve().parent / "metrics.py"
+"""The metrics of the entries that need one of their own, given to edgekit as ``metrics.py:name``."""
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A model, its samples and how to score it.
+
+    ``data`` calibrates and ``eval`` scores; both are what ``--data`` takes: a folder, or an .npz whose keys are input
+    names. ``recipe`` is None for an .npz. ``metric`` is what ``--metric`` takes. ``shapes`` holds the shape of every
+    model input that the model itself leaves open.
+    """
+
+    name: str
+    model: Path
+    data: Path
+    eval: Path | None
+    recipe: str | None
+    metric: str
+    shapes: dict[str, tuple[int, ...]]
+
+    def arguments(self) -> list[str]:
+        """The entry as arguments of ``edgekit deploy``, target and budgets excepted."""
+        found = [str(self.model), "--data", str(self.data), "--metric", self.metric]
+        if self.eval:
+            found += ["--eval", str(self.eval)]
+        if self.recipe:
+            found += ["--recipe", self.recipe]
+        for name, shape in self.shapes.items():
+            found += ["--shape", f"{name}={'x'.join(map(str, shape))}"]
+        return found
+
+
+def prepare(name: str, out: Path) -> ZooEntry:
+    """Make the entry ``name`` under ``out/name`` and return it; what a finished run made before is used again.
+
+    Raises ValueError for an unknown name, PackageError when a package cannot be fetched.
+    """
+    if name not in NAMES:
+        raise ValueError(f"no model {name!r} in the zoo: {', '.join(NAMES)}")
+    module = importlib.import_module(f"benchmarks.zoo.{name.replace('-', '_')}")
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    entry: ZooEntry = module.prepare(folder)
+    return entry
+
+
+def stamped(folder: Path, *sources: str) -> bool:
+    """Whether ``folder`` was finished by these very source files (``__file__`` of the entry and of what it uses)."""
+    try:
+        return bool(json.loads((folder / "prepared.json").read_text()) == _identity(sources))
+    except (OSError, ValueError):
+        return False
+
+
+def stamp(folder: Path, *sources: str) -> None:
+    """Mark ``folder`` as finished by these source files; to be called last."""
+    (folder / "prepared.json").write_text(json.dumps(_identity(sources)))
+
+
+def _identity(sources: tuple[str, ...]) -> dict[str, str]:
+    texts = [Path(source).read_bytes() for source in (*sources, str(Path(__file__).with_name("sources.py")))]
+    return {"source": hashlib.sha256(b"".join(texts)).hexdigest()}

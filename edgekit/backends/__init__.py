@@ -1,0 +1,85 @@
+"""Adapters to the compilers and runtimes. A backend is a module with the functions of `Backend` and a row in
+`BACKENDS`; it is imported when a target asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from edgekit.errors import InputError
+from edgekit.types import Precision
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekit.graph import Graph
+
+BACKENDS = {"openvino": "edgekit.backends.openvino"}
+
+Session = Callable[[Mapping[str, "np.ndarray"]], dict[str, "np.ndarray"]]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A compiled or converted model in files. ``base`` is the precision of everything that the plan left in float."""
+
+    path: Path
+    files: tuple[Path, ...]
+    base: Precision
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
+class ExecutedNode:
+    """One node that the runtime executes: the layers fused into it, or the layer whose result it moves or transforms
+    (``computes`` is False then). ``layers`` is empty for work before the first layer.
+    """
+
+    layers: tuple[str, ...]
+    computes: bool
+    precision: str
+    latency_ms: float
+
+
+class Backend(Protocol):
+    """What a backend module provides."""
+
+    #: What the runner program that runs on the device is called in targets/runners.
+    RUNNER: str
+    #: Bits of one weight element in memory, once the runtime has loaded a layer of that precision.
+    runtime_weight_bits: Mapping[Precision, int]
+
+    def hint(self, base: Precision) -> str:
+        """The runtime's word for the float precision ``base``, as the runner takes it."""
+        ...
+
+    def convert(self, onnx_bytes: bytes, folder: Path, base: Precision) -> Artifact:
+        """Write the artifact of a (Q/DQ) ONNX model into ``folder``. The same model gives the same bytes."""
+        ...
+
+    def artifact(self, folder: Path, base: Precision) -> Artifact:
+        """What `convert` wrote into ``folder`` before."""
+        ...
+
+    def session(self, compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session:
+        """The artifact as a function from inputs to ``outputs`` by name, with the numerics of the device."""
+        ...
+
+    def executed_nodes(self, rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[ExecutedNode, ...]:
+        """The runner's profile rows, joined to the layers of the graph."""
+        ...
+
+    def executes_as(self, planned: Precision, executed: str) -> bool:
+        """Whether the runtime's word ``executed`` is what ``planned`` asks of a layer."""
+        ...
+
+
+def backend(name: str) -> Backend:
+    """The backend called ``name``. Raises `InputError` for a name that is not in `BACKENDS`."""
+    if name not in BACKENDS:
+        raise InputError(f"unknown backend {name!r}", f"the backends are {', '.join(sorted(BACKENDS))}")
+    return cast(Backend, importlib.import_module(BACKENDS[name]))

@@ -1,0 +1,228 @@
+"""Writes a plan into the graph as QuantizeLinear / DequantizeLinear pairs and quantized weights: the hub format that
+every backend starts from.
+
+Conventions, each one because runtimes fall back to float without it (OpenVINO's low precision transformations,
+https://docs.openvino.ai/2025/documentation/openvino-extensibility/openvino-plugin-library/advanced-guides/low-precision-transformations.html):
+
+- weights int8, symmetric, one scale an output channel; biases stay float;
+- activations uint8, asymmetric, one scale a tensor, one shared pair for all int8 readers of the tensor;
+- a residual Add between int8 layers reads quantized inputs as well, so that the block never leaves int8;
+- a pair stands before the views and max-poolings that lead to the layer, so that these run in 8 bits too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from edgekit.compress.weights import affine_parameters, quantize_weights
+from edgekit.types import Precision
+
+if TYPE_CHECKING:
+    from edgekit.compress.observers import Range
+    from edgekit.graph import Graph
+
+# Quantizing commutes with these, so the pair may stand before them.
+TRANSPARENT = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "MaxPool", "Identity"})
+# Runtimes fuse these into the producing layer; what they put out is what is quantized.
+_FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
+_PASSING = TRANSPARENT | _FUSED_ACTIVATIONS | {"QuantizeLinear", "DequantizeLinear"}
+
+
+def quantization_point(value: ir.Value) -> ir.Value:
+    """The tensor whose range decides the scale when ``value`` is read in int8: ``value`` itself, or the tensor before
+    the views and max-poolings that lead to it.
+    """
+    while (node := value.producer()) is not None and node.op_type in TRANSPARENT and node.domain == "":
+        source = node.inputs[0]
+        if source is None or source.is_initializer():
+            break
+        value = source
+    return value
+
+
+def quantization_points(graph: Graph) -> tuple[str, ...]:
+    """Every tensor that some plan may quantize, sorted: the tensors whose ranges must be observed."""
+    values = _values(graph.model.graph)
+    points = {quantization_point(values[name]).name for layer in graph.layers for name in layer.inputs}
+    for node in graph.model.graph:
+        if _is_residual_add(node):
+            points |= {quantization_point(value).name for value in node.inputs if value is not None}
+    return tuple(sorted(name for name in points if name))
+
+
+def apply_precisions(graph: Graph, precisions: Mapping[str, Precision], ranges: Mapping[str, Range]) -> ir.Model:
+    """A copy of the graph in which each layer named in ``precisions`` carries its precision.
+
+    ``ranges`` must hold every tensor of `quantization_points` that the int8 layers read. Layers that are missing in
+    ``precisions``, or are planned in a float precision, stay as they are.
+    """
+    model = graph.model.clone()
+    body = model.graph
+    values = _values(body)
+    nodes = {node.name: node for node in body}
+    weighted = [layer for layer in graph.layers if precisions.get(layer.name) in (Precision.INT8, Precision.W8)]
+    for layer in weighted:
+        for weight in layer.weights:
+            _quantize_weight(body, nodes[layer.name], weight, layer.weight_axis)
+    int8 = [layer for layer in graph.layers if precisions.get(layer.name) is Precision.INT8]
+    pairs = _Pairs(body, ranges)
+    for layer in int8:
+        node = nodes[layer.name]
+        for name in layer.inputs:
+            _read_quantized(node, values[name], pairs)
+    for add in _int8_adds(body, {layer.name for layer in int8}):
+        for value in list(add.inputs):
+            if value is not None:
+                _read_quantized(add, value, pairs)
+    body.sort()
+    return model
+
+
+class _Pairs:
+    """The one shared Q/DQ pair of each tensor, made when it is first asked for."""
+
+    def __init__(self, body: ir.Graph, ranges: Mapping[str, Range]) -> None:
+        self._body = body
+        self._ranges = ranges
+        self._made: dict[str, ir.Value] = {}
+
+    def dequantized(self, value: ir.Value) -> ir.Value:
+        name = value.name or ""
+        if name not in self._made:
+            scale, zero_point = affine_parameters(self._ranges[name])
+            parameters = [
+                _initializer(self._body, f"{name}/scale", np.float32(scale)),
+                _initializer(self._body, f"{name}/zero_point", np.uint8(zero_point)),
+            ]
+            quantize = _node("QuantizeLinear", [value, *parameters], f"{name}/quantize", ir.DataType.UINT8, value.shape)
+            dequantize = _node(
+                "DequantizeLinear",
+                [quantize.outputs[0], *parameters],
+                f"{name}/dequantize",
+                ir.DataType.FLOAT,
+                value.shape,
+            )
+            self._body.extend([quantize, dequantize])
+            self._made[name] = dequantize.outputs[0]
+        return self._made[name]
+
+    def through(self, value: ir.Value) -> ir.Value:
+        """``value`` as int8 readers see it: the views between the quantization point and it are repeated on the
+        quantized side, so that float readers of the same tensor are not touched.
+        """
+        point = quantization_point(value)
+        if value is point:
+            return self.dequantized(value)
+        key = f"{value.name}/quantized"
+        if key not in self._made:
+            node = value.producer()
+            assert node is not None
+            source = node.inputs[0]
+            assert source is not None
+            twin = ir.node(
+                node.op_type, [self.through(source), *node.inputs[1:]], node.attributes, name=f"{node.name}/quantized"
+            )
+            twin.outputs[0].name, twin.outputs[0].shape = key, value.shape
+            twin.outputs[0].dtype = ir.DataType.FLOAT
+            self._body.append(twin)
+            self._made[key] = twin.outputs[0]
+        return self._made[key]
+
+
+def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs) -> None:
+    quantized = pairs.through(value)
+    for index, current in enumerate(node.inputs):
+        if current is value:
+            node.replace_input_with(index, quantized)
+
+
+def _quantize_weight(body: ir.Graph, node: ir.Node, name: str, axis: int) -> None:
+    weight = body.initializers[name]
+    assert weight.const_value is not None
+    codes, scale = quantize_weights(weight.const_value.numpy(), axis)
+    prefix = f"{node.name}/{name}"
+    inputs = [
+        _initializer(body, f"{prefix}/int8", codes),
+        _initializer(body, f"{prefix}/scale", scale.astype(np.float32)),
+        _initializer(body, f"{prefix}/zero_point", np.zeros(scale.shape, np.int8)),
+    ]
+    dequantize = _node("DequantizeLinear", inputs, f"{prefix}/dequantize", ir.DataType.FLOAT, weight.shape, axis=axis)
+    body.append(dequantize)
+    for index, current in enumerate(node.inputs):
+        if current is weight:
+            node.replace_input_with(index, dequantize.outputs[0])
+    if not weight.uses():
+        del body.initializers[name]
+
+
+def _is_residual_add(node: ir.Node) -> bool:
+    """An Add of two activations of the same shape."""
+    if node.op_type != "Add" or node.domain != "" or len(node.inputs) != 2:
+        return False
+    first, second = node.inputs
+    if first is None or second is None or first is second or first.is_initializer() or second.is_initializer():
+        return False
+    return first.shape is not None and first.shape == second.shape and first.dtype == ir.DataType.FLOAT
+
+
+def _int8_adds(body: ir.Graph, int8: set[str]) -> list[ir.Node]:
+    """Residual Adds whose producers are int8 layers (or such Adds) and whose result an int8 layer reads."""
+    found: dict[str, ir.Node] = {}
+    for node in list(body):
+        if not _is_residual_add(node):
+            continue
+        sources = [_producing(value) for value in node.inputs if value is not None]
+        if all(source is not None and (source.name in int8 or source.name in found) for source in sources):
+            found[node.name or ""] = node
+    return [add for add in found.values() if _feeds_int8(add, int8)]
+
+
+def _producing(value: ir.Value) -> ir.Node | None:
+    node = value.producer()
+    while node is not None and node.op_type in _PASSING:
+        source = node.inputs[0]
+        node = source.producer() if source is not None else None
+    return node
+
+
+def _feeds_int8(node: ir.Node, int8: set[str]) -> bool:
+    for reader in node.outputs[0].consumers():
+        if reader.name in int8:
+            return True
+        passes = reader.op_type in (_PASSING | {"Add"})
+        if passes and _feeds_int8(reader, int8):
+            return True
+    return False
+
+
+def _node(
+    op_type: str,
+    inputs: list[ir.Value],
+    name: str,
+    dtype: ir.DataType,
+    shape: ir.Shape | None,
+    axis: int | None = None,
+) -> ir.Node:
+    node = ir.node(op_type, inputs, {} if axis is None else {"axis": axis}, name=name)
+    node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, dtype, shape
+    return node
+
+
+def _initializer(body: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
+    if name not in body.initializers:
+        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
+        value.dtype = ir.DataType.from_numpy(np.asarray(array).dtype)
+        value.shape = ir.Shape(np.asarray(array).shape)
+        body.register_initializer(value)
+    return body.initializers[name]
+
+
+def _values(body: ir.Graph) -> dict[str, ir.Value]:
+    values = {value.name: value for value in body.inputs if value.name}
+    for node in body:
+        values |= {value.name: value for value in node.outputs if value.name}
+    return values

@@ -1,0 +1,126 @@
+"""Measures the cost table of a network on a device that is at hand (the method is told in `edgekit.cost.table`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgekit.backends import Artifact, ExecutedNode
+from edgekit.cost.table import CostTable, anchored, crossing_elements, fit_boundary, layer_times_ms
+from edgekit.results import DroppedOption
+from edgekit.types import Precision
+
+if TYPE_CHECKING:
+    from edgekit.devices.race import Device
+    from edgekit.graph import Graph
+
+# Plans of this graph as artifacts: layer -> precision, and the float precision of the rest.
+Build = Callable[[Mapping[str, Precision], Precision], Artifact]
+
+FLOAT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
+# A float precision must win by more than the noise of a race to be worth its loss.
+_WORTHWHILE = 0.97
+_PROFILE_S = 0.6
+_RACE_S = 4.0
+
+
+@dataclass(frozen=True)
+class MeasuredCosts:
+    """The table, whose entries are the options that each layer really has here, and why others were dropped."""
+
+    table: CostTable
+    dropped: tuple[DroppedOption, ...]
+
+
+def rank_float_precisions(
+    device: Device, build: Build, offered: tuple[Precision, ...]
+) -> tuple[dict[Precision, float], tuple[DroppedOption, ...]]:
+    """Float precisions worth considering, fastest first, with their latency relative to fp32; fp32 is always among
+    them. What a runtime lists is not what is fast: each is raced.
+    """
+    candidates = [precision for precision in FLOAT_PRECISIONS if precision in offered or precision is Precision.FP32]
+    raced = device.race({precision.value: build({}, precision) for precision in candidates}, _RACE_S)
+    ratios = {precision: raced[precision.value].ratio for precision in candidates}
+    dropped = tuple(
+        DroppedOption(precision.value, "model", f"takes {ratio:.2f}x the time of fp32 on this device")
+        for precision, ratio in ratios.items()
+        if precision is not Precision.FP32 and ratio > _WORTHWHILE
+    )
+    lost = {option.option for option in dropped}
+    kept = sorted((p for p in candidates if p.value not in lost), key=lambda p: ratios[p])
+    return {precision: ratios[precision] for precision in kept}, dropped
+
+
+def measure_costs(
+    graph: Graph,
+    device: Device,
+    build: Build,
+    base: Precision,
+    *,
+    offered: tuple[Precision, ...],
+    weight_only: bool,
+    interval: float,
+) -> MeasuredCosts:
+    """Profile and race the uniform models and fit the table. ``weight_only`` offers w8 even where it gains no time,
+    for the sake of its size.
+    """
+    names = [layer.name for layer in graph.layers]
+    uniform: dict[Precision, Mapping[str, Precision]] = {base: {}}
+    if Precision.INT8 in offered:
+        uniform[Precision.INT8] = dict.fromkeys(names, Precision.INT8)
+    artifacts = {precision.value: build(plan, base) for precision, plan in uniform.items()}
+    profiles = device.profile(artifacts, _PROFILE_S)
+    nodes = {precision: device.backend.executed_nodes(profiles[precision.value], graph) for precision in uniform}
+    executed = executed_precisions(nodes[Precision.INT8]) if Precision.INT8 in uniform else {}
+    int8 = [name for name in names if device.backend.executes_as(Precision.INT8, executed.get(name, ""))]
+    dropped = [
+        DroppedOption("int8", name, f"the runtime executes it in {executed.get(name) or 'another form'} all the same")
+        for name in names
+        if Precision.INT8 in uniform and name not in int8
+    ]
+    weighted = [layer.name for layer in graph.layers if layer.weights] if Precision.W8 in offered else []
+
+    plans: dict[str, dict[str, Precision]] = {"float": dict.fromkeys(names, base)}
+    if int8:
+        plans["int8"] = plans["float"] | dict.fromkeys(int8, Precision.INT8)
+        for turn in (0, 1):
+            plans[f"alternating {turn}"] = plans["float"] | dict.fromkeys(int8[turn::2], Precision.INT8)
+    if weighted:
+        plans["w8"] = plans["float"] | dict.fromkeys(weighted, Precision.W8)
+    raced = device.race({name: build(plan, base) for name, plan in plans.items()}, _RACE_S)
+    # Ratios within the interleaved rounds are steadier than medians over the whole race.
+    float_ms = raced["float"].latency_ms.p50
+    measured_ms = {name: float_ms * row.ratio for name, row in raced.items()}
+
+    latency = {
+        name: {base: time_ms}
+        for name, time_ms in anchored(layer_times_ms(nodes[base], graph.layers), measured_ms["float"]).items()
+    }
+    anchors = {base: measured_ms["float"]}
+    if int8:
+        times = anchored(layer_times_ms(nodes[Precision.INT8], graph.layers), measured_ms["int8"])
+        for name in int8:
+            latency[name][Precision.INT8] = times[name]
+        anchors[Precision.INT8] = measured_ms["int8"]
+    if weighted:
+        ratio = measured_ms["w8"] / measured_ms["float"]
+        if weight_only or ratio < _WORTHWHILE:
+            for name in weighted:
+                latency[name][Precision.W8] = latency[name][base] * ratio
+            anchors[Precision.W8] = measured_ms["w8"]
+        else:
+            reason = f"takes {ratio:.2f}x the time of {base.value} on this device, and no size budget asks for it"
+            dropped.append(DroppedOption(Precision.W8.value, "model", reason))
+    boundary = fit_boundary(
+        (crossing_elements(graph.edges, plan), measured_ms[name] - sum(latency[n][p] for n, p in plan.items()))
+        for name, plan in plans.items()
+        if name.startswith("alternating")
+    )
+    evidence = "profiles of the uniform models on this device, scaled to their raced latencies"
+    return MeasuredCosts(CostTable(base, latency, anchors, boundary, interval, evidence), tuple(dropped))
+
+
+def executed_precisions(nodes: tuple[ExecutedNode, ...]) -> dict[str, str]:
+    """Layer -> the runtime's word for the precision that it was executed in."""
+    return {layer: node.precision for node in nodes if node.computes for layer in node.layers}

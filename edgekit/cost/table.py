@@ -1,0 +1,79 @@
+"""The in-network latency table: what each layer costs in each precision inside this network on this device.
+
+Made from the per-node profiles of the uniform models (everything in one precision). Raw node times do not add up to
+the latency of a whole inference, so each uniform total is scaled to that model's latency, raced in the same run (the
+*anchors*). What a table of single layers cannot know, the cost of converting tensors where precisions meet, is one
+coefficient, fitted on plans that alternate. Pure numbers: measuring is done elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from edgekit.backends import ExecutedNode
+from edgekit.types import Edge, Figure, Kind, Layer, Precision
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """``latency_ms[layer][precision]`` sums to ``anchors_ms[precision]`` over all layers; a layer's entry holds the
+    operators that follow it up to the next layer. ``boundary_ms_per_element`` is paid for each element of a tensor
+    that crosses between int8 and the float ``base``. ``interval`` is the relative half-width of the 90 % interval.
+    """
+
+    base: Precision
+    latency_ms: Mapping[str, Mapping[Precision, float]]
+    anchors_ms: Mapping[Precision, float]
+    boundary_ms_per_element: float
+    interval: float
+    evidence: str
+
+
+def layer_times_ms(nodes: Iterable[ExecutedNode], layers: Sequence[Layer]) -> dict[str, float]:
+    """Milliseconds by layer, raw. Work before the first layer (input conversion) counts to the first layer."""
+    times = dict.fromkeys((layer.name for layer in layers), 0.0)
+    for node in nodes:
+        owner = node.layers[0] if node.layers else layers[0].name
+        times[owner] += node.latency_ms
+    return times
+
+
+def anchored(times_ms: Mapping[str, float], anchor_ms: float) -> dict[str, float]:
+    """Times scaled so that they sum to the measured latency of the whole."""
+    total = sum(times_ms.values())
+    scale = anchor_ms / total if total > 0 else 0.0
+    return {name: time * scale for name, time in times_ms.items()}
+
+
+def crossing_elements(edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> int:
+    """Elements of the tensors that pass between an int8 and a float layer (model inputs are float)."""
+    int8 = {name for name, precision in precisions.items() if precision is Precision.INT8}
+    return sum(edge.elements for edge in edges if (edge.producer in int8) != (edge.consumer in int8))
+
+
+def fit_boundary(rows: Iterable[tuple[int, float]]) -> float:
+    """Milliseconds per crossing element from (crossing elements, measured - summed milliseconds) of some plans: least
+    squares through the origin, never negative.
+    """
+    pairs = list(rows)
+    weight = sum(elements * elements for elements, _ in pairs)
+    slope = sum(elements * rest for elements, rest in pairs) / weight if weight else 0.0
+    return max(slope, 0.0)
+
+
+def predict_ms(table: CostTable, edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> Figure:
+    """Latency of a plan with its 90 % interval."""
+    layers = sum(table.latency_ms[name][precision] for name, precision in precisions.items())
+    value = layers + table.boundary_ms_per_element * crossing_elements(edges, precisions)
+    return Figure(
+        Kind.PREDICTED, value, value * (1 - table.interval), value * (1 + table.interval), source=table.evidence
+    )
+
+
+def mac_baseline_ms(table: CostTable, layers: Iterable[Layer], precisions: Mapping[str, Precision]) -> float:
+    """The naive prediction that is printed beside ours: between the uniform totals, by the share of MACs in int8."""
+    macs = {layer.name: layer.macs for layer in layers}
+    share = sum(macs[name] for name, p in precisions.items() if p is Precision.INT8) / max(1, sum(macs.values()))
+    base = table.anchors_ms[table.base]
+    return base + share * (table.anchors_ms.get(Precision.INT8, base) - base)

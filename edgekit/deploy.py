@@ -1,0 +1,134 @@
+"""The way of the data, from a job to a bundle: the only module that knows it all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgekit import bundle, catalog
+from edgekit.blame import blame
+from edgekit.guards import Contestant, choose, conformance, losing_layers, require_conformance
+from edgekit.job import Job
+from edgekit.outcome import assemble
+from edgekit.planning import Planned, make_plan, plan_again
+from edgekit.recipes.samples import preprocess_contract
+from edgekit.report import html
+from edgekit.results import DeployResult, Round
+from edgekit.scoring import Scorer
+from edgekit.stages import Workbench
+from edgekit.types import Precision
+
+RACE_S = 8.0
+# How many plans are raced before the best so far is taken.
+MOST_ROUNDS = 3
+TEST_VECTORS = 3
+# Kernels differ from CPU to CPU in the last bits; broken weights or preprocessing differ by far more.
+VECTOR_TOLERANCE = 0.02
+
+
+def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
+    """Plan, compile, race, and write the bundle to ``out``.
+
+    Raises the error of the first guard that refuses; nothing is written to ``out`` then.
+    """
+    bundle.require_replaceable(out)
+    bench = Workbench(job)
+    scorer = Scorer(bench)
+    planned = make_plan(bench, scorer)
+    contestants = _uniform(bench, scorer, planned)
+    rounds: list[Round] = []
+    forbidden: frozenset[tuple[str, Precision]] = frozenset()
+    current: Planned | None = planned
+    while current is not None:
+        planned = current
+        number = len(rounds) + 1
+        contestant = _contestant(bench, scorer, f"plan {number}" if number > 1 else "plan", planned)
+        contestants.append(contestant)
+        raced = bench.race({c.name: c.artifact for c in contestants}, RACE_S, f"race {len(contestants)} candidates")
+        action = f"{len(forbidden)} layers that lost time in int8 go back to float" if forbidden else "first plan"
+        latency = raced[contestant.name].latency_ms.p50
+        predicted = planned.plan.predicted.latency_ms.value
+        rounds.append(Round(number, action, predicted, latency, contestant.score.metric.value))
+        losing = losing_layers(bench, contestant, raced[contestant.name]) - forbidden
+        if number == MOST_ROUNDS or not losing:
+            break
+        forbidden |= losing
+        current = plan_again(bench, scorer, planned, forbidden)
+        if current is not None and any(c.precisions == current.plan.precisions() for c in contestants):
+            break
+    chosen, reason = choose(contestants, raced, job.budget)
+    executed = conformance(bench, chosen)
+    if not allow_mismatch:
+        require_conformance(executed)
+    result = assemble(
+        job=job,
+        device=bench.device_info,
+        planned=chosen.planned or planned,
+        contestants=contestants,
+        raced=raced,
+        chosen=chosen,
+        reason=reason,
+        conformance=executed,
+        rounds=rounds,
+        blamed=blame(bench, scorer, planned, chosen),
+        out=out,
+    )
+    with job.progress.stage("write the bundle"):
+        _pack(job, chosen, result, out)
+    return result
+
+
+def _uniform(bench: Workbench, scorer: Scorer, planned: Planned) -> list[Contestant]:
+    """Float first, then everything in the base precision and everything in int8."""
+    names = [layer.name for layer in bench.job.graph.layers]
+    uniform = {"float": dict.fromkeys(names, Precision.FP32)}
+    if planned.base is not Precision.FP32:
+        uniform[planned.base.value] = dict.fromkeys(names, planned.base)
+    times = planned.planning.table.latency_ms
+    int8 = {name: Precision.INT8 if Precision.INT8 in times[name] else planned.base for name in names}
+    if Precision.INT8 in int8.values():
+        uniform["int8"] = int8
+    found = []
+    for name, precisions in uniform.items():
+        base = Precision.FP32 if name == "float" else planned.base
+        artifact = bench.artifact(precisions, base)
+        score = scorer.score(artifact, name)
+        found.append(Contestant(name, precisions, artifact, score, scorer.drop(planned.float_score, score)))
+    return found
+
+
+def _contestant(bench: Workbench, scorer: Scorer, name: str, planned: Planned) -> Contestant:
+    precisions = planned.plan.precisions()
+    artifact = bench.artifact(precisions, planned.base)
+    score = scorer.score(artifact, name)
+    return Contestant(name, precisions, artifact, score, scorer.drop(planned.float_score, score), planned)
+
+
+def _pack(job: Job, chosen: Contestant, result: DeployResult, out: Path) -> None:
+    backend = job.device.backend
+    artifact = chosen.artifact
+    bundle.pack(
+        out,
+        result=result,
+        artifact=bundle.Artifact(artifact.path.name, backend.hint(artifact.base), job.device.threads),
+        artifact_files={path.name: path for path in artifact.files},
+        preprocess=preprocess_contract(job.data.recipe, job.graph.inputs, raw=job.data.raw),
+        vectors=_vectors(job, chosen),
+        runner=catalog.data_root() / "targets" / "runners" / backend.RUNNER,
+        report_html=html.render(result),
+    )
+
+
+def _vectors(job: Job, chosen: Contestant) -> bundle.Vectors:
+    """The first evaluation samples with what the artifact makes of them."""
+    names = [tensor.name for tensor in job.graph.outputs]
+    run = job.device.backend.session(chosen.artifact, job.device.threads, names)
+    samples = job.data.evaluation
+    inputs = tuple(samples.sample(index) for index in range(min(TEST_VECTORS, len(samples))))
+    outputs = tuple(run(sample) for sample in inputs)
+    tolerance = {
+        name: VECTOR_TOLERANCE * max(float(np.max(np.abs(one[name]), initial=0.0)) for one in outputs) or 1e-6
+        for name in names
+    }
+    return bundle.Vectors(inputs, outputs, tolerance)

@@ -1,0 +1,1 @@
+"""Devices: how to reach them and how to measure on them."""

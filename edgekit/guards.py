@@ -1,0 +1,113 @@
+"""The guards: what may ship, and what really runs.
+
+Never slower: the fastest candidate that keeps the metric ships, be it the plan, a uniform precision or the unmodified
+model. Conformance: what was compiled is compared with the plan, layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from edgekit.backends import Artifact
+from edgekit.cost.measured import executed_precisions
+from edgekit.cost.table import layer_times_ms
+from edgekit.devices.race import Raced
+from edgekit.errors import GuardError, InfeasibleError
+from edgekit.planning import Planned
+from edgekit.scoring import Score
+from edgekit.stages import Workbench
+from edgekit.types import Budget, Conformance, Figure, Mismatch, Precision
+
+# Medians of one race that are closer than this do not rank two candidates.
+_RESOLVED = 0.01
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A candidate with its artifact and score; ``planned`` is None for the uniform ones."""
+
+    name: str
+    precisions: Mapping[str, Precision]
+    artifact: Artifact
+    score: Score
+    drop: Figure
+    planned: Planned | None = None
+
+
+def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget: Budget) -> tuple[Contestant, str]:
+    """What ships, and why: the fastest that keeps metric and size; of those that the race cannot tell apart, the most
+    faithful. Raises `InfeasibleError` where that one is slower than the latency budget.
+    """
+    keeping = [c for c in contestants if _keeps(c, budget)]
+    if not keeping:
+        raise InfeasibleError(
+            "no candidate keeps both the metric and the size budget",
+            "raise --max-drop or --size",
+            {"weight_bytes": min(c.artifact.weight_bytes for c in contestants)},
+        )
+    best = min(raced[c.name].ratio for c in keeping)
+    level = [c for c in keeping if raced[c.name].ratio <= best * (1 + _RESOLVED)]
+    chosen = max(level, key=lambda c: c.score.sqnr_db)
+    latency_ms = raced[chosen.name].latency_ms.p50
+    if budget.latency_ms is not None and latency_ms > budget.latency_ms:
+        raise InfeasibleError(
+            f"the fastest candidate that keeps the metric takes {latency_ms:.3g} ms on this device; the latency budget "
+            f"is {budget.latency_ms:g} ms",
+            f"raise --latency to {latency_ms * 1.05:.3g}ms or --max-drop, or use a faster device",
+            {"latency_ms": latency_ms},
+        )
+    refused = [c.name for c in contestants if c not in keeping]
+    reason = f"fastest of {len(contestants)} candidates" if not refused else "fastest that keeps the budget"
+    if refused:
+        reason += f" ({', '.join(refused)} {'does' if len(refused) == 1 else 'do'} not)"
+    if len(level) > 1:
+        equals = ", ".join(c.name for c in level if c is not chosen)
+        reason += f"; as fast as {equals} and more faithful"
+    return chosen, reason
+
+
+def _keeps(contestant: Contestant, budget: Budget) -> bool:
+    if budget.max_drop is not None and (contestant.drop.value or 0.0) > budget.max_drop:
+        return False
+    return budget.weight_bytes is None or contestant.artifact.weight_bytes <= budget.weight_bytes
+
+
+def losing_layers(bench: Workbench, contestant: Contestant, raced: Raced) -> frozenset[tuple[str, Precision]]:
+    """Int8 layers that, inside this plan, take longer than they do in float: conversions around them eat the gain."""
+    assert contestant.planned is not None
+    nodes = bench.job.device.backend.executed_nodes(bench.profile(contestant.artifact), bench.job.graph)
+    times = layer_times_ms(nodes, bench.job.graph.layers)
+    scale = raced.latency_ms.p50 / (sum(times.values()) or 1.0)
+    table = contestant.planned.planning.table.latency_ms
+    return frozenset(
+        (name, precision)
+        for name, precision in contestant.precisions.items()
+        if precision is Precision.INT8
+        and times[name] * scale > min(ms for p, ms in table[name].items() if p is not Precision.INT8)
+    )
+
+
+def conformance(bench: Workbench, contestant: Contestant) -> Conformance:
+    """Each layer's planned precision against the executed one."""
+    backend = bench.job.device.backend
+    executed = executed_precisions(backend.executed_nodes(bench.profile(contestant.artifact), bench.job.graph))
+    planned = {layer.name: contestant.precisions.get(layer.name, Precision.FP32) for layer in bench.job.graph.layers}
+    mismatches = tuple(
+        Mismatch(name, precision, executed.get(name) or "nothing that was found in the compiled model")
+        for name, precision in planned.items()
+        if not backend.executes_as(precision, executed.get(name, ""))
+    )
+    return Conformance(len(planned), len(planned) - len(mismatches), mismatches)
+
+
+def require_conformance(found: Conformance) -> None:
+    """Raise `GuardError`, naming the layers, unless everything executes as planned."""
+    if found.mismatches:
+        shown = [f"{m.layer} (planned {m.planned.value}, executes {m.executed})" for m in found.mismatches[:5]]
+        more = len(found.mismatches) - len(shown)
+        listed = ", ".join(shown) + (f" and {more} more" if more else "")
+        raise GuardError(
+            f"{len(found.mismatches)} of {found.planned} layers do not execute as planned: {listed}",
+            "--allow-mismatch ships it all the same and lists them in the report",
+        )

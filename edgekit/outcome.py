@@ -1,0 +1,196 @@
+"""Puts everything that a deployment found out into the one document that the report and the bundle are made of."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from edgekit.cost.table import mac_baseline_ms, predict_ms
+from edgekit.devices.race import Raced
+from edgekit.formulate import weight_bytes
+from edgekit.guards import Contestant
+from edgekit.job import Job
+from edgekit.planner import Solution, evaluate
+from edgekit.planning import Planned
+from edgekit.results import (
+    Blame,
+    DataInfo,
+    DeployResult,
+    DeviceInfo,
+    LayerDetail,
+    ModelInfo,
+    ParetoPoint,
+    Prediction,
+    RecipeInfo,
+    Round,
+)
+from edgekit.types import Candidate, Conformance, Figure, Kind, Plan, Precision
+from edgekit.versions import versions
+
+
+def assemble(
+    job: Job,
+    device: DeviceInfo,
+    planned: Planned,
+    contestants: Sequence[Contestant],
+    raced: Mapping[str, Raced],
+    chosen: Contestant,
+    reason: str,
+    conformance: Conformance,
+    rounds: Sequence[Round],
+    blamed: Sequence[Blame],
+    out: Path,
+) -> DeployResult:
+    """The result of a deployment that passed its guards; ``planned`` is the plan that `chosen` realises, or the last
+    one that was raced.
+    """
+    taken = {layer.name: chosen.precisions.get(layer.name, Precision.FP32) for layer in job.graph.layers}
+    data = job.data
+    raced_plan = next(c for c in reversed(contestants) if c.planned is planned)
+    return DeployResult(
+        target=job.target.name,
+        device=device,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        model=ModelInfo(job.model_path.name, job.graph.sha256),
+        data=DataInfo(data.name, data.digest, len(data.calibration), len(data.evaluation), data.synthetic),
+        recipe=RecipeInfo(data.recipe.name, data.recipe.digest, data.recipe.observer, data.metric.name),
+        budget=job.budget,
+        plan=_shipped_plan(planned, taken),
+        layers=_layer_details(planned, taken),
+        options_dropped=planned.dropped,
+        candidates=tuple(_candidate(c, raced[c.name]) for c in contestants),
+        chosen=chosen.name,
+        chosen_reason=reason,
+        conformance=conformance,
+        pareto=_considered(planned),
+        blame=tuple(blamed),
+        rounds=tuple(rounds),
+        prediction=_prediction(job, raced_plan, raced[raced_plan.name]),
+        bundle=str(out),
+        versions=versions(),
+        warnings=_warnings(job),
+    )
+
+
+def _candidate(contestant: Contestant, raced: Raced) -> Candidate:
+    score = contestant.score
+    return Candidate(
+        name=contestant.name,
+        latency_ms=raced.latency_ms,
+        metric=score.metric,
+        sqnr_db=score.sqnr_db,
+        agreement=score.agreement,
+        weight_bytes=contestant.artifact.weight_bytes,
+        kind=Kind.MEASURED,
+        precisions=dict(sorted(Counter(p.value for p in contestant.precisions.values()).items())),
+        drop=contestant.drop,
+        speedup=Figure(
+            Kind.MEASURED, 1 / raced.ratio, 1 / raced.ratio_high, 1 / raced.ratio_low, "interleaved rounds, p10..p90"
+        ),
+    )
+
+
+def _shipped_plan(planned: Planned, taken: Mapping[str, Precision]) -> Plan:
+    """The plan of what ships. A uniform candidate is a plan too: with the totals of its options, and no optimality."""
+    if planned.plan.precisions() == taken:
+        return planned.plan
+    layers = planned.planning.problem.layers
+    offered = [[option.precision for option in layer.options] for layer in layers]
+    known = all(taken[layer.name] in options for layer, options in zip(layers, offered, strict=True))
+    choice = tuple(
+        options.index(taken[layer.name]) if known else 0 for layer, options in zip(layers, offered, strict=True)
+    )
+    totals = evaluate(planned.planning.problem, choice)
+    plan = planned.planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0))
+    if known:
+        return plan
+    # The unmodified model, where the float options were of another precision.
+    predicted = replace(
+        plan.predicted,
+        latency_ms=Figure(Kind.NONE, source="the unmodified model was raced, not planned"),
+        weight_bytes=sum(
+            weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name])
+            for layer in planned.planning.graph.layers
+        ),
+        loss=0.0,
+    )
+    return replace(
+        plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted, gap=0.0
+    )
+
+
+def _layer_details(planned: Planned, taken: Mapping[str, Precision]) -> tuple[LayerDetail, ...]:
+    table, losses = planned.planning.table, planned.planning.losses
+    dropped = {option.scope: option.reason for option in planned.dropped}
+    details = []
+    for layer in planned.planning.graph.layers:
+        times = table.latency_ms[layer.name]
+        details.append(
+            LayerDetail(
+                name=layer.name,
+                op_type=layer.op_type,
+                precision=taken[layer.name],
+                keep=1.0,
+                macs=layer.macs,
+                weight_bytes=weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]),
+                latency_ms=dict(times),
+                loss=dict(losses[layer.name]),
+                reason=_reason(times, taken[layer.name], dropped.get(layer.name, "")),
+            )
+        )
+    return tuple(details)
+
+
+def _reason(times_ms: Mapping[Precision, float], taken: Precision, dropped: str) -> str:
+    if taken is Precision.INT8:
+        return ""
+    if dropped:
+        return f"int8 is not offered: {dropped}"
+    if Precision.INT8 not in times_ms:
+        return ""
+    if times_ms[Precision.INT8] >= min(ms for p, ms in times_ms.items() if p is not Precision.INT8):
+        return "int8 is not faster here"
+    return "int8 would cost more accuracy than its time is worth"
+
+
+def _considered(planned: Planned) -> tuple[ParetoPoint, ...]:
+    reference = planned.float_score.metric
+    sign = 1 if reference.higher_is_better else -1
+    drops = {one.solution.choice: one.drop for one in planned.tried}
+    solutions = {s.choice: s for s in (*(one.solution for one in planned.tried), *planned.front)}
+    points = []
+    for choice, solution in solutions.items():
+        layers = planned.planning.problem.layers
+        if any(index >= len(layer.options) for index, layer in zip(choice, layers, strict=True)):
+            continue  # of the first round, when a layer had options that are gone
+        precisions = planned.planning.plan(solution).precisions().values()
+        drop = drops.get(choice)
+        points.append(
+            ParetoPoint(
+                latency_ms=solution.totals.latency_ms,
+                loss=solution.totals.loss,
+                weight_bytes=solution.totals.weight_bytes,
+                int8_layers=sum(precision is Precision.INT8 for precision in precisions),
+                metric=None if drop is None else reference.value - sign * drop,
+                kind=Kind.PREDICTED,
+            )
+        )
+    return tuple(sorted(points, key=lambda point: (point.latency_ms, point.loss)))
+
+
+def _prediction(job: Job, contestant: Contestant, raced: Raced) -> Prediction:
+    assert contestant.planned is not None
+    table = contestant.planned.planning.table
+    measured = raced.latency_ms.p50
+    predicted = predict_ms(table, job.graph.edges, contestant.precisions).value or 0.0
+    baseline = mac_baseline_ms(table, job.graph.layers, contestant.precisions)
+    return Prediction(predicted, measured, predicted / measured - 1, baseline, baseline / measured - 1)
+
+
+def _warnings(job: Job) -> tuple[str, ...]:
+    if job.data.synthetic:
+        return ("planned on random inputs: latencies hold, accuracy figures say nothing about your data",)
+    return ()

@@ -1,0 +1,37 @@
+"""Numbers in, plan out: one option per layer so that every budget holds, with a proof of how good it is.
+
+The choice is a mixed-integer linear program (a multiple-choice knapsack, Kellerer, Pferschy and Pisinger, *Knapsack
+Problems*, 2004, ch. 11, with pairwise boundary costs and one memory row per execution step), solved by HiGHS
+(https://highs.dev) through ``scipy.optimize.milp``. No I/O and no ONNX here.
+"""
+
+from __future__ import annotations
+
+from edgekit.planner.problem import (
+    ActivationTensor,
+    Boundary,
+    LayerOption,
+    Limits,
+    PlanningLayer,
+    Problem,
+    Solution,
+    Totals,
+    evaluate,
+)
+from edgekit.planner.search import LATENCY_WINDOW, LOSS_WINDOW, pareto, solve
+
+__all__ = [
+    "LATENCY_WINDOW",
+    "LOSS_WINDOW",
+    "ActivationTensor",
+    "Boundary",
+    "LayerOption",
+    "Limits",
+    "PlanningLayer",
+    "Problem",
+    "Solution",
+    "Totals",
+    "evaluate",
+    "pareto",
+    "solve",
+]

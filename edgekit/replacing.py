@@ -1,0 +1,73 @@
+"""Writing a folder whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgekit.errors import InputError
+
+
+@contextmanager
+def replacing(out: Path) -> Iterator[Path]:
+    """A new hidden folder beside ``out`` (absolute) that takes its place when the block ends well, else is removed.
+
+    Raises:
+        InputError: the folder cannot be written, or the disk is full. Nothing is left behind.
+    """
+    made = [parent for parent in out.parents if not parent.exists()]
+    folder = out.parent / f".{out.name}.edgekit-{os.getpid()}"
+    old = folder.with_name(folder.name + ".old")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_remains(out)
+        folder.mkdir()
+        yield folder
+        if os.path.lexists(out):
+            out.rename(old)
+        folder.rename(out)
+    except BaseException as error:
+        if old.exists() and not os.path.lexists(out):
+            old.rename(out)
+        shutil.rmtree(folder, ignore_errors=True)
+        for parent in made:
+            if parent.is_dir() and not any(parent.iterdir()):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            hint = "free some space, or choose another folder with --out" if full else ""
+            raise InputError(f"--out {out}: cannot write the bundle: {error.strerror or error}", hint) from error
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_remains(out: Path) -> None:
+    """Tidy what killed runs left beside ``out``: hidden folders of processes that are no more. An old ``out`` whose
+    successor never came goes back in place.
+    """
+    for path in out.parent.iterdir():
+        number = re.fullmatch(rf"\.{re.escape(out.name)}\.edgekit-(\d+)(\.old)?", path.name)
+        if number is None or _is_running_elsewhere(int(number[1])):
+            continue
+        if number[2] and not os.path.lexists(out):
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running_elsewhere(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

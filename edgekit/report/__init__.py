@@ -1,0 +1,1 @@
+"""What people read: one HTML page and one terminal screen, both made from a `DeployResult`."""

@@ -1,0 +1,64 @@
+"""Finds the fastest plan that keeps the metric.
+
+The planner knows losses (noise power), the guard knows the metric; how one turns into the other is a property of the
+model that is only learnt by trying. So the loss budget is bisected, on a logarithmic scale: plan, score, tighten or
+loosen. The number of evaluations is bounded and the best plan so far is kept, so the search always ends with an answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from edgekit.errors import InfeasibleError
+from edgekit.planner import Limits, Problem, Solution, solve
+
+EVALUATIONS = 7
+# Two loss budgets closer than this give plans that no evaluation could tell apart (0.4 dB).
+_CLOSE = 1.1
+# Where bisection starts, as a share of the fastest plan's loss: 40 dB below it, quantization is not what hurts.
+_LOWEST = 1e-4
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A plan that was scored: how far the metric dropped, and whether that is within the budget."""
+
+    solution: Solution
+    drop: float
+    keeps: bool
+
+
+def fastest_keeping(
+    problem: Problem, limits: Limits, max_drop: float | None, drop_of: Callable[[Solution], float]
+) -> tuple[Tried, ...]:
+    """Scored plans, the best (fastest that keeps the metric) first.
+
+    ``drop_of`` realises and scores a plan. Raises `InfeasibleError` when no plan fits the hard limits, or the most
+    faithful plan that does still drops more than ``max_drop``.
+    """
+    tried: dict[tuple[int, ...], Tried] = {}
+
+    def score(solution: Solution) -> Tried:
+        if solution.choice not in tried:
+            lost = drop_of(solution) if max_drop is not None else 0.0
+            tried[solution.choice] = Tried(solution, lost, max_drop is None or lost <= max_drop)
+        return tried[solution.choice]
+
+    fastest = score(solve(problem, limits))
+    if not fastest.keeps:
+        faithful = score(solve(problem, limits, objective="loss"))
+        if not faithful.keeps:
+            raise InfeasibleError(
+                f"no plan within the other budgets keeps the metric: the most faithful drops it by {faithful.drop:.4g}",
+                f"raise --max-drop to {math.ceil(faithful.drop * 1000) / 10:g}% or loosen the other budgets",
+                {"max_drop": faithful.drop},
+            )
+        high = fastest.solution.totals.loss
+        low = max(faithful.solution.totals.loss, high * _LOWEST)
+        while len(tried) < EVALUATIONS and high / low > _CLOSE:
+            middle = math.sqrt(low * high)
+            one = score(solve(problem, limits.with_limit("loss", middle)))
+            low, high = (middle, high) if one.keeps else (low, min(middle, one.solution.totals.loss))
+    return tuple(sorted(tried.values(), key=lambda one: (not one.keeps, one.solution.totals.latency_ms)))

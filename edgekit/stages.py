@@ -1,0 +1,218 @@
+"""The steps between a job and its plan, each kept in the cache under the digest of what it depends on, so that a killed
+run resumes and a second one is quick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from edgekit import cache
+from edgekit.backends import Artifact
+from edgekit.compress.observers import Histogram, Range, choose_range, from_arrays, to_arrays
+from edgekit.compress.qdq import apply_precisions, quantization_points
+from edgekit.compress.ranges import collect_ranges
+from edgekit.cost.measured import MeasuredCosts, measure_costs, rank_float_precisions
+from edgekit.cost.table import CostTable
+from edgekit.devices.race import Raced
+from edgekit.graph import to_bytes
+from edgekit.job import Job
+from edgekit.recipes.samples import spread
+from edgekit.results import DeviceInfo, DroppedOption
+from edgekit.sensitivity import layer_losses
+from edgekit.types import Latency, Precision
+
+# Raised when the meaning of a cached entry changes.
+_VERSION = 1
+SENSITIVITY_SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A job at work: its ranges, artifacts and measurements, each made when it is first asked for."""
+
+    job: Job
+
+    @cached_property
+    def graph_key(self) -> str:
+        """Digest of the normalised model."""
+        return self.job.graph_key
+
+    @cached_property
+    def device_info(self) -> DeviceInfo:
+        """What the device is."""
+        with self.job.progress.stage(f"probe {self.job.target.name}"):
+            info, _ = self.job.device.probe()
+        return info
+
+    @cached_property
+    def device_key(self) -> dict[str, Any]:
+        """What a measurement holds for."""
+        return {**asdict(self.device_info), "version": _VERSION}
+
+    @cached_property
+    def histograms(self) -> dict[str, Histogram]:
+        """What the activations do on the calibration samples."""
+        job = self.job
+        points = quantization_points(job.graph)
+        key = cache.key(version=_VERSION, graph=self.graph_key, data=job.data.calibration.digest)
+        stored = cache.read_arrays("ranges", key)
+        if stored is None:
+            samples = job.data.calibration
+            with job.progress.stage("observe ranges", len(samples)) as advance:
+                seen = collect_ranges(job.graph, points, samples, lambda _done, _total: advance(), job.device.threads)
+                stored = to_arrays(seen.values())
+            cache.write_arrays("ranges", key, stored)
+        return from_arrays(stored)
+
+    @cached_property
+    def ranges(self) -> dict[str, Range]:
+        """The range of each tensor that may be quantized, by the recipe's observer."""
+        return self.observed_by(self.job.data.recipe.observer)
+
+    def observed_by(self, observer: str) -> dict[str, Range]:
+        """The ranges that another observer would choose from the same histograms."""
+        percentile = self.job.data.recipe.percentile
+        return {name: choose_range(seen, observer, percentile) for name, seen in self.histograms.items()}
+
+    def model_bytes(self, precisions: Mapping[str, Precision]) -> bytes:
+        """The compressed ONNX of a plan."""
+        quantized = any(precision in (Precision.INT8, Precision.W8) for precision in precisions.values())
+        return to_bytes(apply_precisions(self.job.graph, precisions, self.ranges if quantized else {}))
+
+    def artifact(self, precisions: Mapping[str, Precision], base: Precision) -> Artifact:
+        """The artifact of a plan, converted unless it was before."""
+        content = self.model_bytes(precisions)
+        adapter = self.job.device.backend
+        key = cache.key(version=_VERSION, runtime=self.device_info.runtime, model=content)
+
+        def convert(path: Path) -> None:
+            adapter.convert(content, path, base)
+
+        folder = cache.folder("artifacts", key, convert)
+        return adapter.artifact(folder, base)
+
+    def float_precisions(self) -> tuple[dict[Precision, float], tuple[DroppedOption, ...]]:
+        """Float precisions worth considering, fastest first, relative to fp32; and those that lost."""
+        offered = tuple(self.job.target.precisions)
+        key = cache.key(device=self.device_key, graph=self.graph_key, offered=[p.value for p in offered])
+        stored = cache.read_json("float-precisions", key)
+        if stored is None:
+            with self.job.progress.stage("race float precisions"):
+                ratios, dropped = rank_float_precisions(self.job.device, self.artifact, offered)
+            stored = {"ratios": {p.value: r for p, r in ratios.items()}, "dropped": [asdict(row) for row in dropped]}
+            cache.write_json("float-precisions", key, stored)
+        ratios = {Precision(name): float(ratio) for name, ratio in stored["ratios"].items()}
+        return ratios, tuple(DroppedOption(**row) for row in stored["dropped"])
+
+    def costs(self, base: Precision, weight_only: bool) -> MeasuredCosts:
+        """The in-network cost table with ``base`` as the float precision."""
+        offered = tuple(self.job.target.precisions)
+        key = cache.key(
+            device=self.device_key,
+            graph=self.graph_key,
+            data=self.job.data.calibration.digest,
+            base=base.value,
+            weight_only=weight_only,
+            offered=[p.value for p in offered],
+            interval=self.job.profile.prediction_error,
+        )
+        stored = cache.read_json("costs", key)
+        if stored is None:
+            _ = self.ranges
+            with self.job.progress.stage("measure layer costs on the device"):
+                measured = measure_costs(
+                    self.job.graph,
+                    self.job.device,
+                    self.artifact,
+                    base,
+                    offered=offered,
+                    weight_only=weight_only,
+                    interval=self.job.profile.prediction_error,
+                )
+            stored = _costs_to_json(measured)
+            cache.write_json("costs", key, stored)
+        return _costs_from_json(stored)
+
+    def losses(self, precision: Precision, names: Sequence[str]) -> dict[str, float]:
+        """The loss of each named layer alone in ``precision``; each is kept as soon as it is known."""
+        job = self.job
+        samples = spread(job.data.calibration, SENSITIVITY_SAMPLES)
+        keys = {
+            name: cache.key(
+                version=_VERSION,
+                graph=self.graph_key,
+                data=job.data.calibration.digest,
+                observer=job.data.recipe.observer,
+                percentile=job.data.recipe.percentile,
+                samples=samples.digest,
+                layer=name,
+                precision=precision.value,
+            )
+            for name in names
+        }
+        known = {name: stored for name in names if (stored := cache.read_json("losses", keys[name])) is not None}
+        missing = [name for name in names if name not in known]
+        if missing:
+            ranges = self.ranges if precision is Precision.INT8 else {}
+            with job.progress.stage(f"sensitivity of {precision.value}", len(missing)) as advance:
+
+                def keep(name: str, loss: float) -> None:
+                    cache.write_json("losses", keys[name], loss)
+                    advance()
+
+                known |= layer_losses(job.graph, precision, missing, ranges, samples, job.device.threads, keep)
+        return {name: float(known[name]) for name in names}
+
+    def race(self, contestants: Mapping[str, Artifact], seconds: float, title: str) -> dict[str, Raced]:
+        """The contestants' latencies, interleaved on the device."""
+        digests = {name: [_digest(artifact), artifact.base.value] for name, artifact in contestants.items()}
+        key = cache.key(device=self.device_key, contestants=digests, order=list(contestants), seconds=seconds)
+        stored = cache.read_json("races", key)
+        if stored is None:
+            with self.job.progress.stage(title):
+                raced = self.job.device.race(contestants, seconds)
+            stored = {name: asdict(row) for name, row in raced.items()}
+            cache.write_json("races", key, stored)
+        return {
+            name: Raced(**{**row, "latency_ms": Latency(**row["latency_ms"])})
+            for name, row in ((name, stored[name]) for name in contestants)
+        }
+
+    def profile(self, artifact: Artifact) -> Sequence[Mapping[str, Any]]:
+        """The executed nodes of one artifact with their times."""
+        key = cache.key(device=self.device_key, artifact=_digest(artifact), base=artifact.base.value)
+        stored = cache.read_json("profiles", key)
+        if stored is None:
+            with self.job.progress.stage("read back what was compiled"):
+                stored = list(self.job.device.profile({"plan": artifact}, seconds=0.6)["plan"])
+            cache.write_json("profiles", key, stored)
+        rows: Sequence[Mapping[str, Any]] = stored
+        return rows
+
+
+def _digest(artifact: Artifact) -> str:
+    return cache.key(files=[Path(file).read_bytes() for file in artifact.files])
+
+
+def _costs_to_json(costs: MeasuredCosts) -> dict[str, Any]:
+    table = costs.table
+    return {
+        "table": {
+            **asdict(replace(table, latency_ms={}, anchors_ms={})),
+            "latency_ms": {n: {p.value: ms for p, ms in row.items()} for n, row in table.latency_ms.items()},
+            "anchors_ms": {p.value: ms for p, ms in table.anchors_ms.items()},
+        },
+        "dropped": [asdict(row) for row in costs.dropped],
+    }
+
+
+def _costs_from_json(stored: Mapping[str, Any]) -> MeasuredCosts:
+    row = stored["table"]
+    latency = {n: {Precision(p): float(ms) for p, ms in times.items()} for n, times in row["latency_ms"].items()}
+    anchors = {Precision(p): float(ms) for p, ms in row["anchors_ms"].items()}
+    table = CostTable(**{**row, "base": Precision(row["base"]), "latency_ms": latency, "anchors_ms": anchors})
+    return MeasuredCosts(table, tuple(DroppedOption(**dropped) for dropped in stored["dropped"]))

@@ -1,0 +1,199 @@
+"""The words that the parts exchange: frozen, typed, units in the names. No I/O and no heavy import here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Precision(StrEnum):
+    """How a layer executes."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    INT8 = "int8"  # 8-bit weights and activations
+    W8 = "w8"  # 8-bit weights, float activations
+
+    @property
+    def activation_bits(self) -> int:
+        """Bits of one activation element that a layer of this precision reads."""
+        return {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "w8": 32}[self.value]
+
+    @property
+    def weight_bits(self) -> int:
+        """Bits of one stored weight element."""
+        return {"fp32": 32, "bf16": 32, "fp16": 16, "int8": 8, "w8": 8}[self.value]
+
+
+class Kind(StrEnum):
+    """Where a figure comes from."""
+
+    MEASURED = "measured"
+    PREDICTED = "predicted"
+    COUNTED = "counted"
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number with its kind and its interval (90 % for predictions, p10..p90 spread or 95 % confidence as documented
+    where it is made). ``source`` names the device that measured it, the evidence behind a prediction, or, for
+    ``Kind.NONE``, the reason why there is no number.
+    """
+
+    kind: Kind
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the deployed model may cost. ``None`` means unlimited.
+
+    ``memory_bytes`` bounds resident weights + peak activations; ``weight_bytes`` bounds stored weights; ``max_drop`` is
+    the largest tolerated drop of the metric, absolute (0.01 = one point of accuracy).
+    """
+
+    latency_ms: float | None = None
+    memory_bytes: int | None = None
+    weight_bytes: int | None = None
+    max_drop: float | None = 0.01
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node that carries weights or a matrix product: the unit of decision.
+
+    ``inputs`` are the activation tensors that int8 would quantize (1 for Conv, 2 for an attention MatMul),
+    ``weights`` the initializers with one value per connection; ``weight_axis`` is the output-channel axis of the first
+    weight (-1 where there is none). ``macs`` are multiply-accumulates for the frozen shapes.
+    """
+
+    name: str
+    op_type: str
+    inputs: tuple[str, ...]
+    output: str
+    weights: tuple[str, ...]
+    weight_axis: int
+    weight_elements: int
+    bias_elements: int
+    input_elements: int
+    output_elements: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Data flowing from layer to layer, through non-layer operators or not. ``producer`` is '' for a model input."""
+
+    producer: str
+    consumer: str
+    tensor: str
+    elements: int
+
+
+@dataclass(frozen=True)
+class MetricResult:
+    """A metric over ``n`` samples with its 95 % confidence interval."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What the plan decided for one layer. ``keep`` is the kept share of its output channels."""
+
+    name: str
+    op_type: str
+    precision: Precision
+    keep: float = 1.0
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """Totals that a plan promises. ``loss`` is the sum of the layers' sensitivities (relative output noise power)."""
+
+    latency_ms: Figure
+    weight_bytes: int
+    peak_activation_bytes: int
+    memory_bytes: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One option for each layer, with the proof: relative optimality ``gap`` and the budgets that bind."""
+
+    layers: tuple[LayerChoice, ...]
+    predicted: Predicted
+    gap: float
+    binding: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the decisions alone: the same decisions give the same digest on any machine."""
+        rows = [[c.name, c.op_type, c.precision.value, c.keep] for c in self.layers]
+        return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
+
+    def precisions(self) -> dict[str, Precision]:
+        """Layer name -> precision."""
+        return {c.name: c.precision for c in self.layers}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Latency of one inference over ``n`` runs, milliseconds, wall clock."""
+
+    p50: float
+    p90: float
+    p99: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One contestant of the race. ``sqnr_db`` and ``agreement`` compare its outputs with the float model's.
+
+    ``drop`` is what the metric lost against float on the same samples (positive = worse, 95 % paired confidence
+    interval); ``speedup`` is float's latency over this one's (median over interleaved rounds, p10..p90).
+    """
+
+    name: str
+    latency_ms: Latency
+    metric: MetricResult
+    sqnr_db: float
+    agreement: float | None
+    weight_bytes: int
+    kind: Kind
+    precisions: dict[str, int] = field(default_factory=dict)
+    note: str = ""
+    drop: Figure | None = None
+    speedup: Figure | None = None
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A layer that the compiler executes otherwise than planned."""
+
+    layer: str
+    planned: Precision
+    executed: str
+
+
+@dataclass(frozen=True)
+class Conformance:
+    """Precision planned against precision compiled, layer by layer."""
+
+    planned: int
+    matched: int
+    mismatches: tuple[Mismatch, ...] = ()

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from edgekit.errors import InputError
+from edgekit.graph import Graph, load, to_bytes
+from tests import zoo
+from tests.graph.nets import load_model, random_feed, random_nets, run
+
+
+def check_normal_form(graph: Graph) -> None:
+    model = graph.model
+    names = [node.name for node in model.graph]
+    assert all(names)
+    assert len(set(names)) == len(names)
+    assert not [node for node in model.graph if node.op_type in ("Constant", "Identity", "Dropout")]
+    assert set(model.opset_imports) == {node.domain for node in model.graph} | {""}
+    assert model.opset_imports[""] >= 17
+    values = [v.name for v in (*model.graph.inputs, *(o for n in model.graph for o in n.outputs)) if v.name]
+    values += list(model.graph.initializers)
+    assert len(set(values)) == len(values)
+    for node in model.graph:
+        for value in node.outputs:
+            assert not value.name or (value.shape is not None and value.shape.is_static() and value.dtype is not None)
+    read = {v.name for node in model.graph for v in node.inputs if v is not None}
+    assert set(model.graph.initializers) <= read
+    onnx.checker.check_model(onnx.load_from_string(to_bytes(model)), full_check=True)
+
+
+def check_same_outputs(original: onnx.ModelProto, graph: Graph) -> None:
+    feed = random_feed(graph, 0)
+    for want, got in zip(run(original.SerializeToString(), feed), run(to_bytes(graph.model), feed), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4 * max(1.0, float(np.abs(want).max())), rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(zoo.STATIC))
+def test_every_model_loads_in_normal_form_with_the_same_outputs(name: str, tmp_path: Path) -> None:
+    original = zoo.STATIC[name]()
+    graph = load_model(original, tmp_path)
+    check_normal_form(graph)
+    if name not in ("old_opset", "constants_as_nodes"):  # those two onnxruntime takes only after load has mended them
+        check_same_outputs(original, graph)
+    assert graph.sha256 == hashlib.sha256((tmp_path / "model.onnx").read_bytes()).hexdigest()
+    assert graph.layers
+    assert {layer.name for layer in graph.layers} <= {node.name for node in graph.model.graph}
+
+
+@given(model=random_nets())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_random_networks_keep_their_outputs(model: onnx.ModelProto, tmp_path: Path) -> None:
+    graph = load_model(model, tmp_path)
+    check_normal_form(graph)
+    check_same_outputs(model, graph)
+
+
+@pytest.mark.parametrize("name", ["conv_net", "inverted_residual", "grouped_conv", "conv_transpose", "old_opset"])
+def test_batch_norm_is_folded(name: str, tmp_path: Path) -> None:
+    graph = load_model(zoo.STATIC[name](), tmp_path)
+    assert not [node for node in graph.model.graph if node.op_type == "BatchNormalization"]
+
+
+def test_batch_norm_is_folded_into_grouped_conv_transpose(tmp_path: Path) -> None:
+    original = zoo.conv_transpose(group=4)
+    graph = load_model(original, tmp_path)
+    assert not [node for node in graph.model.graph if node.op_type == "BatchNormalization"]
+    check_same_outputs(original, graph)
+
+
+def test_weights_shared_by_two_layers_are_not_folded_into_each_other(tmp_path: Path) -> None:
+    net = zoo.Net()
+    x, shared = net.input("x", [1, 4, 4, 4]), net.random(4, 4, 1, 1)
+    a = net.op("Mul", net.op("ConvTranspose", x, shared), net.weight(np.float32([2])))
+    original = net.model([net.op("Add", a, net.op("ConvTranspose", net.op("Relu", x), shared))])
+    graph = load_model(original, tmp_path)
+    assert "Mul" not in {node.op_type for node in graph.model.graph}
+    check_same_outputs(original, graph)
+
+
+def test_unique_node_names_are_kept_and_others_are_made_unique(tmp_path: Path) -> None:
+    original = zoo.conv_net()
+    graph = load_model(original, tmp_path)
+    convs = [node.name for node in original.graph.node if node.op_type in ("Conv", "Gemm")]
+    assert [layer.name for layer in graph.layers] == convs
+    duplicates = load_model(zoo.constants_as_nodes(), tmp_path)
+    assert [layer.name for layer in duplicates.layers] == ["conv", "conv_2", "conv_3"]
+
+
+def test_constant_if_disappears(tmp_path: Path) -> None:
+    graph = load_model(zoo.constants_as_nodes(), tmp_path)
+    assert "If" not in {node.op_type for node in graph.model.graph}
+
+
+def test_shape_arithmetic_folds_once_shapes_are_frozen(tmp_path: Path) -> None:
+    graph = load_model(zoo.dynamic_image(), tmp_path, {"x": (2, 3, 6, 10)})
+    check_normal_form(graph)
+    assert graph.inputs[0].shape == (2, 3, 6, 10)
+    assert graph.outputs[0].shape == (2, 60, 4)
+    assert not {"Shape", "Slice", "Concat"} & {node.op_type for node in graph.model.graph}
+
+
+def test_metadata_survives_and_comments_do_not(tmp_path: Path) -> None:
+    model = zoo.conv_net(opset=12)
+    onnx.helper.set_model_props(model, {"character": "a\nb\nc", "author": "somebody"})
+    model.graph.node[0].doc_string = "File /home/somebody/train.py, line 3"
+    graph = load_model(model, tmp_path)
+    assert dict(graph.model.metadata_props) == {"character": "a\nb\nc", "author": "somebody"}
+    assert b"train.py" not in to_bytes(graph.model)
+
+
+def test_model_with_local_functions_is_inlined(tmp_path: Path) -> None:
+    model = zoo.conv_net()
+    body = [onnx.helper.make_node("Mul", ["v", "v"], ["square"]), onnx.helper.make_node("Tanh", ["square"], ["r"])]
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    model.functions.append(onnx.helper.make_function("local", "SquareTanh", ["v"], ["r"], body, opsets))
+    model.opset_import.append(onnx.helper.make_opsetid("local", 1))
+    last = model.graph.node[-1]
+    model.graph.node.append(onnx.helper.make_node("SquareTanh", [last.output[0]], ["r"], "f", domain="local"))
+    model.graph.output[0].name = "r"
+    graph = load_model(model, tmp_path)
+    check_normal_form(graph)
+    check_same_outputs(model, graph)
+
+
+def test_external_data_is_read_and_hashed(tmp_path: Path) -> None:
+    path = zoo.save_external(zoo.conv_net(), tmp_path / "model.onnx")
+    graph = load(path)
+    check_same_outputs(zoo.conv_net(), graph)
+    both = path.read_bytes() + (tmp_path / "weights.bin").read_bytes()
+    assert graph.sha256 == hashlib.sha256(both).hexdigest()
+
+
+def test_bytes_do_not_depend_on_hash_seeds(tmp_path: Path) -> None:
+    onnx.save(zoo.transformer(), tmp_path / "model.onnx")
+    code = (
+        "import sys, hashlib; from edgekit.graph import load, to_bytes;"
+        "print(hashlib.sha256(to_bytes(load(sys.argv[1]).model)).hexdigest())"
+    )
+    root = str(Path(__file__).parents[2])
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "model.onnx")],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": root},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_symbolic_batch_alone_becomes_one(tmp_path: Path) -> None:
+    assert load_model(zoo.dynamic_batch(), tmp_path).inputs[0].shape == (1, 3, 16, 16)
+    assert load_model(zoo.dynamic_batch(), tmp_path, {"x": (4, 3, 16, 16)}).inputs[0].shape == (4, 3, 16, 16)
+
+
+def test_symbolic_sequence_does_not_become_one_by_itself(tmp_path: Path) -> None:
+    net = zoo.Net()
+    model = net.model([net.op("MatMul", net.input("x", ["sequence_length", 8]), net.random(8, 2))])
+    with pytest.raises(InputError, match=r"--shape x=\?x8"):
+        load_model(model, tmp_path)
+
+
+def test_one_dimension_name_means_one_size(tmp_path: Path) -> None:
+    net = zoo.Net()
+    a, b = net.input("a", ["n", "t"]), net.input("b", [2, "t"])
+    model = net.model([net.op("MatMul", net.op("Concat", a, b, axis=0), net.random(6, 2))])
+    graph = load_model(model, tmp_path, {"a": (1, 6)})
+    assert [tensor.shape for tensor in graph.inputs] == [(1, 6), (2, 6)]
+
+
+def test_dynamic_shape_names_the_flag_to_pass(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"pass --shape x=\?x3x\?x\?$") as caught:
+        load_model(zoo.dynamic_image(), tmp_path)
+    assert "--shape x=1x3x224x224" in caught.value.hint
+
+
+def test_shape_that_no_machine_can_hold(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="would have the shape"):
+        load_model(zoo.dynamic_image(), tmp_path, {"x": (1, 3, 10**6, 10**6)})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({"y": (1, 3, 8, 8)}, "names 'y', which is no input"),
+        ({"x": (1, 3, 8)}, "has 3 dimensions, input 'x' has 4"),
+        ({"x": (1, 4, 8, 8)}, r"contradicts the model, where 'x' is x=\?x3x\?x\?"),
+        ({"x": (1, 3, 0, 8)}, "dimensions must be 1 or more"),
+        ({"x": (1, 3, -8, 8)}, "dimensions must be 1 or more"),
+    ],
+)
+def test_wrong_shapes(shapes: dict[str, tuple[int, ...]], message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        load_model(zoo.dynamic_image(), tmp_path, shapes)
+    assert caught.value.hint

@@ -1,0 +1,405 @@
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from edgekit.errors import EdgekitError, InfeasibleError
+from edgekit.planner import (
+    LATENCY_WINDOW,
+    LOSS_WINDOW,
+    ActivationTensor,
+    Boundary,
+    LayerOption,
+    Limits,
+    PlanningLayer,
+    Problem,
+    Totals,
+    evaluate,
+    pareto,
+    solve,
+)
+from edgekit.types import Precision
+
+CLOSE = 1 + 3e-6  # what `gap=0` resolves
+QUANTITIES = ("latency_ms", "weight_bytes", "memory_bytes", "loss")
+PRECISIONS = (Precision.FP32, Precision.W8, Precision.INT8, Precision.FP16)
+quick = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def option(
+    latency_ms: float = 1.0, weight: int = 1, loss: float = 0.0, domain: str = "float", memory: int | None = None
+) -> LayerOption:
+    precision = Precision.INT8 if domain == "int8" else Precision.FP32
+    return LayerOption(precision, latency_ms, weight, weight if memory is None else memory, loss, domain)
+
+
+def problem_of(*layers: tuple[LayerOption, ...], **rest: object) -> Problem:
+    return Problem(tuple(PlanningLayer(f"layer{i}", "Conv", o) for i, o in enumerate(layers)), **rest)  # type: ignore[arg-type]
+
+
+# ---- random small problems, and the truth by enumeration -------------------------------------------------------------
+
+times = st.one_of(st.integers(0, 8).map(lambda n: n / 4), st.floats(1e-4, 1e3))
+losses = st.one_of(st.just(0.0), st.floats(-9, 2).map(lambda e: 10.0**e))
+sizes = st.one_of(st.integers(0, 6), st.integers(0, 10**9))
+options = st.builds(
+    LayerOption, st.sampled_from(PRECISIONS), times, sizes, sizes, losses, st.sampled_from(["int8", "float"])
+)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> Problem:
+    n = draw(st.integers(1, 5))
+    index = st.integers(0, n - 1)
+    small = st.builds(lambda a, b, d: ActivationTensor(max(a, b), min(a, b), tuple(d)), sizes, sizes, st.sets(index))
+    tensors = draw(st.lists(small, max_size=4))
+    step = st.lists(st.integers(0, len(tensors) - 1), max_size=4).map(tuple) if tensors else st.just(())
+    return problem_of(
+        *draw(st.lists(st.lists(options, min_size=1, max_size=3).map(tuple), min_size=n, max_size=n)),
+        boundaries=tuple(draw(st.lists(st.builds(Boundary, st.integers(-1, n - 1), index, times), max_size=6))),
+        tensors=tuple(tensors),
+        steps=tuple(draw(st.lists(step, max_size=4))),
+        fixed_latency_ms=draw(times),
+    )
+
+
+def everything(problem: Problem) -> dict[tuple[int, ...], Totals]:
+    choices = itertools.product(*(range(len(layer.options)) for layer in problem.layers))
+    return {choice: evaluate(problem, choice) for choice in choices}
+
+
+@st.composite
+def bounded(draw: st.DrawFn) -> tuple[Problem, Limits]:
+    """Budgets that sit exactly on, just under or around what some plan takes."""
+    problem = draw(problems())
+    totals = list(everything(problem).values())
+    limits = Limits()
+    for quantity in draw(st.sets(st.sampled_from(QUANTITIES))):
+        value = getattr(draw(st.sampled_from(totals)), quantity)
+        if quantity.endswith("bytes"):
+            value = max(0, value + draw(st.sampled_from([0, 0, -1, 1, value // 10, -value // 10])))
+        else:
+            value *= draw(st.sampled_from([1.0, 1.0, 0.9, 1.1, 0.999]))
+        limits = limits.with_limit(quantity, value)  # type: ignore[arg-type]
+    return problem, limits
+
+
+def keeps(totals: Totals, limits: Limits) -> bool:
+    for quantity in QUANTITIES:
+        limit, value = getattr(limits, quantity), getattr(totals, quantity)
+        if limit is not None and value > (limit if quantity.endswith("bytes") else limit * (1 + 1e-9)):
+            return False
+    return True
+
+
+@quick
+@given(bounded(), st.sampled_from(["latency", "loss"]))
+def test_equals_enumeration(case: tuple[Problem, Limits], objective: str) -> None:
+    problem, limits = case
+    first, second = ("latency_ms", "loss") if objective == "latency" else ("loss", "latency_ms")
+    window = 1 + (LATENCY_WINDOW if objective == "latency" else LOSS_WINDOW)
+    allowed = [t for t in everything(problem).values() if keeps(t, limits)]
+    if not allowed:
+        with pytest.raises(InfeasibleError):
+            solve(problem, limits, objective, gap=0)  # type: ignore[arg-type]
+        return
+    best = min(getattr(t, first) for t in allowed)
+    solution = solve(problem, limits, objective, gap=0)  # type: ignore[arg-type]
+    assert solution.totals == evaluate(problem, solution.choice)
+    assert keeps(solution.totals, limits)
+    value = getattr(solution.totals, first)
+    assert value <= best * window * CLOSE
+    assert value * (1 - solution.gap) <= best * CLOSE
+    assert solution.search_gap <= solution.gap + 1e-12
+    assert solution.search_gap < 1e-5
+    inside = [getattr(t, second) for t in allowed if getattr(t, first) <= best * window / CLOSE]
+    assert getattr(solution.totals, second) <= min(inside) * CLOSE
+
+
+@quick
+@given(bounded())
+def test_nearest_is_what_enumeration_says(case: tuple[Problem, Limits]) -> None:
+    problem, limits = case
+    totals = everything(problem).values()
+    assume(not any(keeps(t, limits) for t in totals))
+    with pytest.raises(InfeasibleError) as caught:
+        solve(problem, limits, gap=0)
+    limited = {q for q in QUANTITIES if getattr(limits, q) is not None}
+    assert set(caught.value.nearest) == limited
+    for quantity in limited:
+        others = limits.with_limit(quantity, None)  # type: ignore[arg-type]
+        held = [t for t in totals if keeps(t, others)] or totals
+        best = min(getattr(t, quantity) for t in held)
+        assert best <= caught.value.nearest[quantity] <= best * CLOSE
+
+
+@quick
+@given(bounded(), st.sampled_from(QUANTITIES), st.sampled_from([1.0, 1.01, 1.5, 10.0, None]))
+def test_a_looser_budget_is_never_worse(case: tuple[Problem, Limits], quantity: str, factor: float | None) -> None:
+    problem, limits = case
+    limit = getattr(limits, quantity)
+    assume(limit is not None)
+    if factor is not None:
+        limit = int(limit * factor) if quantity.endswith("bytes") else limit * factor
+    loose = limits.with_limit(quantity, None if factor is None else limit)  # type: ignore[arg-type]
+    for objective, first in (("latency", "latency_ms"), ("loss", "loss")):
+        try:
+            tight_plan = solve(problem, limits, objective, gap=0)  # type: ignore[arg-type]
+        except InfeasibleError:
+            return
+        loose_plan = solve(problem, loose, objective, gap=0)  # type: ignore[arg-type]
+        optimum = getattr(loose_plan.totals, first) * (1 - loose_plan.gap)
+        assert optimum <= getattr(tight_plan.totals, first) * (1 - tight_plan.gap) * CLOSE
+
+
+@quick
+@given(bounded(), st.floats(1e-6, 1e6), st.floats(1e-6, 1e6), st.integers(1, 1000))
+def test_units_do_not_matter(case: tuple[Problem, Limits], time: float, noise: float, size: int) -> None:
+    problem, limits = case
+
+    def scaled(o: LayerOption) -> LayerOption:
+        weights, memory = o.weight_bytes * size, o.memory_bytes * size
+        return LayerOption(o.precision, o.latency_ms * time, weights, memory, o.loss * noise, o.domain)
+
+    other = Problem(
+        tuple(replace(layer, options=tuple(map(scaled, layer.options))) for layer in problem.layers),
+        tuple(replace(b, cost_ms=b.cost_ms * time) for b in problem.boundaries),
+        tuple(ActivationTensor(t.bytes_full * size, t.bytes_small * size, t.deciders) for t in problem.tensors),
+        problem.steps,
+        problem.fixed_latency_ms * time,
+    )
+    factors = dict(zip(QUANTITIES, (time, size, size, noise), strict=True))
+    scaled_limits = {
+        q: None if getattr(limits, q) is None else getattr(limits, q) * factor for q, factor in factors.items()
+    }
+    try:
+        one = solve(problem, limits, gap=0)
+    except InfeasibleError:
+        with pytest.raises(InfeasibleError):
+            solve(other, Limits(**scaled_limits), gap=0)  # type: ignore[arg-type]
+        return
+    two = solve(other, Limits(**scaled_limits), gap=0)  # type: ignore[arg-type]
+    low = one.totals.latency_ms * (1 - one.gap) * time
+    assert low / CLOSE <= two.totals.latency_ms * (1 - two.gap) <= low * CLOSE
+
+
+@quick
+@given(bounded())
+def test_front_has_no_dominated_point_and_misses_none(case: tuple[Problem, Limits]) -> None:
+    problem, limits = case
+    allowed = [t for t in everything(problem).values() if keeps(t, limits)]
+    assume(allowed)
+    front = pareto(problem, limits, points=5, gap=0)
+    assert 1 <= len(front) <= 5
+    for faster, slower in itertools.pairwise(front):
+        assert faster.totals.latency_ms < slower.totals.latency_ms
+        assert faster.totals.loss > slower.totals.loss
+    for point in front:
+        assert keeps(point.totals, limits)
+        value = point.totals.loss if point is not front[0] else point.totals.latency_ms
+        name = "loss" if point is not front[0] else "latency_ms"
+        reachable = [t for t in allowed if point is front[0] or t.latency_ms <= point.totals.latency_ms]
+        window = LOSS_WINDOW if point is not front[0] else LATENCY_WINDOW
+        assert value <= min(getattr(t, name) for t in reachable) * (1 + window) * CLOSE
+
+
+# ---- structure -------------------------------------------------------------------------------------------------------
+
+
+def chain(layers: int, seed: int) -> Problem:
+    rng = random.Random(seed)
+
+    def one() -> tuple[LayerOption, ...]:
+        slow = rng.uniform(0.1, 2.0)
+        return (
+            option(slow, rng.randint(1, 6)),
+            option(slow * rng.uniform(0.9, 1.2), rng.randint(1, 6), 1e-3),
+            option(slow * rng.uniform(0.3, 1.1), rng.randint(1, 6), 1e-2, "int8"),
+        )
+
+    boundaries = [Boundary(i - 1, i, rng.uniform(0, 0.6)) for i in range(layers)]
+    return problem_of(*(one() for _ in range(layers)), boundaries=tuple(boundaries))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_chain_equals_dynamic_programming(seed: int) -> None:
+    problem = chain(50, seed)
+    budget = 120
+    costs = {b.consumer: b.cost_ms for b in problem.boundaries}
+    best: dict[tuple[str, int], float] = {("float", 0): 0.0}  # (domain, weight bytes so far) -> least latency
+    for i, layer in enumerate(problem.layers):
+        reached: dict[tuple[str, int], float] = {}
+        for (domain, used), so_far in best.items():
+            for o in layer.options:
+                key = (o.domain, used + o.weight_bytes)
+                latency = so_far + o.latency_ms + (costs[i] if domain != o.domain else 0.0)
+                if key[1] <= budget and latency < reached.get(key, float("inf")):
+                    reached[key] = latency
+        best = reached
+    solution = solve(problem, Limits(weight_bytes=budget), gap=0)
+    assert solution.totals.latency_ms * (1 - solution.gap) == pytest.approx(min(best.values()), rel=3e-6)
+    assert solution.totals.weight_bytes <= budget
+    assert "weight_bytes" in solution.binding
+
+
+def test_one_layer_one_option() -> None:
+    solution = solve(problem_of((option(2.0, 7, 0.5),)), Limits())
+    assert solution.choice == (0,)
+    assert solution.totals == Totals(2.0, 7, 7, 0, 0.5)
+    assert (solution.gap, solution.binding) == (0.0, ())
+
+
+def test_no_layers() -> None:
+    solution = solve(Problem((), fixed_latency_ms=3.0), Limits(latency_ms=4.0))
+    assert solution.choice == ()
+    assert solution.totals.latency_ms == 3.0
+
+
+def test_noise_level_latency_is_not_bought_with_accuracy() -> None:
+    faster_but_lossy = (option(1.0), option(0.997, loss=1.0))
+    layers = [(option(10.0), option(5.0, loss=1e-3)), faster_but_lossy]
+    solution = solve(problem_of(*layers), Limits())
+    assert solution.choice == (1, 0)
+    assert 0 < solution.gap < LATENCY_WINDOW
+    assert solution.search_gap == pytest.approx(0, abs=1e-9)
+
+
+def test_a_boundary_keeps_a_lone_layer_float() -> None:
+    layers = [(option(1.0), option(0.9, domain="int8", loss=1e-3))] * 3
+    edges = (Boundary(-1, 0, 0.2), Boundary(0, 1, 0.2), Boundary(1, 2, 0.2))
+    cheap = tuple(replace(b, cost_ms=0.05) for b in edges)
+    assert solve(problem_of(*layers, boundaries=cheap), Limits()).choice == (1, 1, 1)
+    assert solve(problem_of(layers[0], boundaries=edges[:1]), Limits()).choice == (0,)
+
+
+def test_a_tensor_is_small_only_when_all_deciders_are_int8() -> None:
+    layers = [(option(1.0, 0), option(2.0, 0, domain="int8"))] * 2
+    tensor = ActivationTensor(400, 100, (0, 1))
+    problem = problem_of(*layers, tensors=(tensor,), steps=((0,),))
+    assert solve(problem, Limits(memory_bytes=400)).choice == (0, 0)
+    assert solve(problem, Limits(memory_bytes=399)).choice == (1, 1)
+    with pytest.raises(InfeasibleError) as caught:
+        solve(problem, Limits(memory_bytes=99))
+    assert caught.value.nearest == {"memory_bytes": 100.0}
+
+
+def test_a_byte_over_is_over() -> None:
+    """HiGHS accepts rows that are 1e-6 over: 5000 bytes of 5 GB. A flash slot does not."""
+    rng = random.Random(1)
+    layers = [tuple(option(9 - k + rng.random(), rng.randint(1, 10**9)) for k in range(4)) for _ in range(5)]
+    problem = problem_of(*layers)
+    totals = sorted(everything(problem).values(), key=lambda t: t.weight_bytes)
+    for index in range(20, len(totals), 101):
+        for off in (0, -1):
+            limit = totals[index].weight_bytes + off
+            allowed = [t.latency_ms for t in totals if t.weight_bytes <= limit]
+            solution = solve(problem, Limits(weight_bytes=limit), gap=0)
+            assert solution.totals.weight_bytes <= limit
+            assert solution.totals.latency_ms * (1 - solution.gap) == pytest.approx(min(allowed), rel=3e-6)
+
+
+def test_tiny_losses_beside_a_huge_one_are_told_apart() -> None:
+    layers = [(option(1.0, loss=100.0), option(2.0, loss=(i + 1) * 1e-9), option(3.0, loss=1e-10)) for i in range(8)]
+    solution = solve(problem_of(*layers), Limits(latency_ms=20.0), "loss", gap=0)
+    assert solution.choice == (1, 1, 1, 1, 2, 2, 2, 2)
+
+
+def test_binding_names_the_budget_that_holds_latency_back() -> None:
+    coarse = [(option(4.0, 10), option(1.0, 10, loss=0.4)) for _ in range(3)]
+    solution = solve(problem_of(*coarse), Limits(loss=1.0, weight_bytes=1000))
+    assert solution.totals.loss == 0.8  # a fifth of the budget is left and no plan can use it
+    assert solution.binding == ("loss",)
+    assert solve(problem_of(*coarse), Limits(loss=2.0, weight_bytes=30)).binding == ("weight_bytes",)
+
+
+def test_an_option_that_alone_breaks_the_budget_still_makes_it_binding() -> None:
+    assert solve(problem_of((option(4.0), option(1.0, loss=5.0))), Limits(loss=1.0)).binding == ("loss",)
+
+
+def test_infeasible_says_which_budget_and_by_how_much() -> None:
+    problem = problem_of((option(4.0, 40), option(3.21456, 10, loss=0.5)), fixed_latency_ms=0.0)
+    with pytest.raises(InfeasibleError) as caught:
+        solve(problem, Limits(latency_ms=1.0, weight_bytes=50))
+    assert str(caught.value) == "no plan fits: latency 1 ms; the fastest plan takes 3.215 ms"
+    assert caught.value.nearest == {"latency_ms": 3.21456, "weight_bytes": 10.0}
+    assert caught.value.hint == "raise latency to 3.215 ms"
+    with pytest.raises(InfeasibleError, match=r"all budgets at once: latency 3\.5 ms, loss 0\.1") as caught:
+        solve(problem, Limits(latency_ms=3.5, loss=0.1))
+    assert caught.value.nearest == {"latency_ms": 4.0, "loss": 0.5}
+    assert caught.value.hint == "raise latency to 4 ms or loss to 0.5"
+
+
+def test_the_hinted_budget_works() -> None:
+    problem = chain(12, 3)
+    with pytest.raises(InfeasibleError) as caught:
+        solve(problem, Limits(latency_ms=0.5, weight_bytes=40))
+    latency = float(caught.value.hint.split("latency to ")[1].split(" ms")[0])
+    assert solve(problem, Limits(latency_ms=latency, weight_bytes=40)).totals.latency_ms <= latency
+
+
+def test_same_input_same_plan() -> None:
+    problem = chain(30, 7)
+    limits = Limits(weight_bytes=80, loss=0.2)
+    assert solve(problem, limits) == solve(problem, limits)
+    twins = problem_of(*[(option(1.0), option(1.0), option(1.0))] * 4)
+    assert solve(twins, Limits()).choice == (0, 0, 0, 0)
+
+
+def test_out_of_time_is_neither_a_plan_nor_a_proof() -> None:
+    with pytest.raises(EdgekitError, match="time given") as caught:
+        solve(chain(30, 0), Limits(weight_bytes=80), time_limit_s=0.0)
+    assert not isinstance(caught.value, InfeasibleError)
+
+
+def test_bad_numbers_name_the_layer() -> None:
+    for bad in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match="layer1, option fp32: latency_ms"):
+            solve(problem_of((option(),), (option(bad),)), Limits())
+        with pytest.raises(ValueError, match="layer0, option fp32: loss"):
+            solve(problem_of((option(loss=bad),)), Limits())
+        with pytest.raises(ValueError, match="boundary 0 into layer layer0: cost_ms"):
+            solve(problem_of((option(),), boundaries=(Boundary(-1, 0, bad),)), Limits())
+        with pytest.raises(ValueError, match="limits: latency_ms"):
+            solve(problem_of((option(),)), Limits(latency_ms=bad))
+    with pytest.raises(ValueError, match="layer0: no options"):
+        solve(problem_of(()), Limits())
+    with pytest.raises(ValueError, match="domain is 'int4'"):
+        solve(problem_of((option(domain="int4"),)), Limits())
+    with pytest.raises(ValueError, match="weight_bytes is -1"):
+        solve(problem_of((option(weight=-1),)), Limits())
+    with pytest.raises(ValueError, match=r"boundary 0: index 1 is outside -1\.\.0"):
+        solve(problem_of((option(),), boundaries=(Boundary(1, 0, 1.0),)), Limits())
+    with pytest.raises(ValueError, match=r"step 0: index 0 is outside"):
+        solve(problem_of((option(),), steps=((0,),)), Limits())
+    with pytest.raises(ValueError, match=r"tensor 0: bytes_small 2 is more than bytes_full 1"):
+        solve(problem_of((option(),), tensors=(ActivationTensor(1, 2, (0,)),)), Limits())
+
+
+def test_import_is_light() -> None:
+    code = "import sys, edgekit.planner; sys.exit(bool({'scipy', 'numpy', 'onnx'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_two_hundred_layers_within_five_seconds() -> None:
+    path = Path(__file__).parents[1] / "benchmarks" / "planner.py"
+    spec = importlib.util.spec_from_file_location("planner_benchmark", path)
+    assert spec is not None
+    assert spec.loader is not None
+    benchmark = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = benchmark
+    spec.loader.exec_module(benchmark)
+    row = benchmark.measure(200, seed=0, gap=1e-4)
+    assert row.latency_objective_s < 5
+    assert row.loss_objective_s < 5
+    assert max(row.latency_objective_gap, row.loss_objective_gap) <= 1e-4
+    assert row.greedy_loss_ratio >= 1 / (1 + LOSS_WINDOW + 1e-4)
