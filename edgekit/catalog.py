@@ -59,7 +59,7 @@ class _Tree(Generic[Entry]):
     def find(self, root: Path) -> Iterable[tuple[str, Path]]:
         before, after = (root / self.place).as_posix().split("{}")
         for path in sorted(root.glob(self.place.replace("{}", "*"))):
-            if path.is_file():
+            if os.path.isfile(path):  # noqa: PTH113
                 yield path.as_posix().removeprefix(before).removesuffix(after), path
 
 
@@ -133,11 +133,12 @@ def _roots(overlays: Sequence[str | Path]) -> list[Path]:
     roots = [data_root()]
     from_variable = [part for part in os.environ.get(OVERLAY_VARIABLE, "").split(os.pathsep) if part]
     for given, origin in [*((o, "--overlay") for o in overlays), *((o, OVERLAY_VARIABLE) for o in from_variable)]:
-        root = Path(given).expanduser()
+        # os.path says no where pathlib raises: overlong names, folders that may not be entered, unknown users' homes.
+        root = Path(os.path.expanduser(given))  # noqa: PTH111
         folders = [tree.place.split("/")[0] for tree in (_TARGETS, _PROFILES, _RECIPES)]
-        if not root.is_dir():
+        if not os.path.isdir(root):  # noqa: PTH112
             raise InputError(f"{origin}: {root} is not a folder", hint=f"pass a folder that holds {', '.join(folders)}")
-        if not any((root / folder).is_dir() for folder in folders):
+        if not any(os.path.isdir(root / folder) for folder in folders):  # noqa: PTH112
             raise InputError(
                 f"{origin}: {root} holds no targets, device_profiles or calibration folder",
                 hint="an overlay has at least one of these three folders; pass the folder above them",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit.cost.table import mac_baseline_ms, predict_ms
@@ -20,6 +20,7 @@ from edgekit.results import (
     DataInfo,
     DeployResult,
     DeviceInfo,
+    DroppedOption,
     LayerDetail,
     ModelInfo,
     ParetoPoint,
@@ -27,8 +28,49 @@ from edgekit.results import (
     RecipeInfo,
     Round,
 )
-from edgekit.types import Candidate, Conformance, Figure, Kind, Plan, Precision
+from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, MetricResult, Plan, Precision
 from edgekit.versions import versions
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """A plan that was not raced: what ``edgekit plan --json`` prints. ``metric`` is the float model's, ``drop`` what the
+    plan loses of it (both scored on the evaluation samples); the plan's latency is predicted.
+    """
+
+    target: str
+    device: DeviceInfo
+    model: ModelInfo
+    data: DataInfo
+    recipe: RecipeInfo
+    budget: Budget
+    plan: Plan
+    metric: MetricResult
+    drop: float
+    layers: tuple[LayerDetail, ...]
+    options_dropped: tuple[DroppedOption, ...]
+    pareto: tuple[ParetoPoint, ...]
+    warnings: tuple[str, ...] = ()
+    schema: str = "edgekit/plan/1"
+
+
+def plan_result(job: Job, device: DeviceInfo, planned: Planned) -> PlanResult:
+    """The result of planning alone."""
+    return PlanResult(
+        target=job.target.name,
+        device=device,
+        model=ModelInfo(job.model_path.name, job.graph.sha256),
+        data=_data_info(job),
+        recipe=_recipe_info(job),
+        budget=job.budget,
+        plan=planned.plan,
+        metric=planned.float_score.metric,
+        drop=planned.tried[0].drop,
+        layers=_layer_details(planned, planned.plan.precisions()),
+        options_dropped=planned.dropped,
+        pareto=_considered(planned),
+        warnings=_warnings(job),
+    )
 
 
 def assemble(
@@ -48,15 +90,14 @@ def assemble(
     one that was raced.
     """
     taken = {layer.name: chosen.precisions.get(layer.name, Precision.FP32) for layer in job.graph.layers}
-    data = job.data
     raced_plan = next(c for c in reversed(contestants) if c.planned is planned)
     return DeployResult(
         target=job.target.name,
         device=device,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=ModelInfo(job.model_path.name, job.graph.sha256),
-        data=DataInfo(data.name, data.digest, len(data.calibration), len(data.evaluation), data.synthetic),
-        recipe=RecipeInfo(data.recipe.name, data.recipe.digest, data.recipe.observer, data.metric.name),
+        data=_data_info(job),
+        recipe=_recipe_info(job),
         budget=job.budget,
         plan=_shipped_plan(planned, taken),
         layers=_layer_details(planned, taken),
@@ -73,6 +114,16 @@ def assemble(
         versions=versions(),
         warnings=_warnings(job),
     )
+
+
+def _data_info(job: Job) -> DataInfo:
+    data = job.data
+    return DataInfo(data.name, data.digest, len(data.calibration), len(data.evaluation), data.synthetic)
+
+
+def _recipe_info(job: Job) -> RecipeInfo:
+    recipe = job.data.recipe
+    return RecipeInfo(recipe.name, recipe.digest, recipe.observer, job.data.metric.name)
 
 
 def _candidate(contestant: Contestant, raced: Raced) -> Candidate:

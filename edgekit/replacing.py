@@ -1,4 +1,4 @@
-"""Writing a folder whole or not at all."""
+"""Writing a folder or a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -45,6 +45,17 @@ def replacing(out: Path) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file that is complete or not there. Raises `InputError` when it cannot be written."""
+    temporary = path.with_name(f".{path.name}.edgekit-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror or error}", "choose another place") from error
 
 
 def _remove_remains(out: Path) -> None:

@@ -182,6 +182,11 @@ def to_json(result: DeployResult) -> dict[str, Any]:
     return {"schema": document.pop("schema"), **document}
 
 
+def unstructure(value: object) -> Any:
+    """Any of our frozen dataclasses as JSON-able values, by the same rules as `to_json`."""
+    return _converter().unstructure(value)
+
+
 def from_json(document: object) -> DeployResult:
     """The inverse of `to_json`. Keys that this version does not know are ignored.
 
@@ -288,4 +293,5 @@ __all__ = [
     "join",
     "split",
     "to_json",
+    "unstructure",
 ]

@@ -295,16 +295,66 @@ def test_a_tensor_is_small_only_when_all_deciders_are_int8() -> None:
 def test_a_byte_over_is_over() -> None:
     """HiGHS accepts rows that are 1e-6 over: 5000 bytes of 5 GB. A flash slot does not."""
     rng = random.Random(1)
-    layers = [tuple(option(9 - k + rng.random(), rng.randint(1, 10**9)) for k in range(4)) for _ in range(5)]
+    layers = [
+        tuple(option(9 - 2 * k + rng.random(), rng.randint(k, k + 1) * 10**8 + rng.randint(1, 10**8)) for k in range(4))
+        for _ in range(5)
+    ]
     problem = problem_of(*layers)
-    totals = sorted(everything(problem).values(), key=lambda t: t.weight_bytes)
-    for index in range(20, len(totals), 101):
-        for off in (0, -1):
-            limit = totals[index].weight_bytes + off
-            allowed = [t.latency_ms for t in totals if t.weight_bytes <= limit]
+    efficient: list[Totals] = []  # plans that a limit one byte short just misses
+    for totals in sorted(everything(problem).values(), key=lambda t: t.weight_bytes):
+        if not efficient or totals.latency_ms < efficient[-1].latency_ms:
+            efficient.append(totals)
+    assert len(efficient) > 10
+    for smaller, larger in itertools.pairwise(efficient):
+        for limit, best in ((larger.weight_bytes, larger), (larger.weight_bytes - 1, smaller)):
             solution = solve(problem, Limits(weight_bytes=limit), gap=0)
             assert solution.totals.weight_bytes <= limit
-            assert solution.totals.latency_ms * (1 - solution.gap) == pytest.approx(min(allowed), rel=3e-6)
+            assert solution.totals.latency_ms * (1 - solution.gap) == pytest.approx(best.latency_ms, rel=3e-6)
+
+
+@st.composite
+def memory_bound(draw: st.DrawFn) -> tuple[Problem, Limits]:
+    """int8 is slower everywhere: only the memory of overlapping, unequal steps asks for it."""
+    n = draw(st.integers(2, 4))
+    index = st.integers(0, n - 1)
+    size = st.integers(1, 20)
+    tensors = draw(
+        st.lists(
+            st.builds(lambda a, b, d: ActivationTensor(a + b, a, tuple(d)), size, size, st.sets(index)), min_size=3
+        )
+    )
+    step = st.sets(st.integers(0, len(tensors) - 1), min_size=1).map(tuple)
+    layers = [
+        (option(draw(times), 0, memory=draw(size)), option(draw(times), 0, domain="int8", memory=draw(size)))
+        for _ in range(n)
+    ]
+    steps = draw(st.lists(step, min_size=2, max_size=5))
+    problem = problem_of(*layers, tensors=tuple(tensors), steps=tuple(steps))
+    peaks = sorted({t.memory_bytes for t in everything(problem).values()})
+    return problem, Limits(memory_bytes=draw(st.sampled_from(peaks)) + draw(st.sampled_from([0, 1])))
+
+
+@quick
+@given(memory_bound())
+def test_memory_holds_at_every_step_and_no_tighter(case: tuple[Problem, Limits]) -> None:
+    problem, limits = case
+    best = min(t.latency_ms for t in everything(problem).values() if keeps(t, limits))
+    solution = solve(problem, limits, gap=0)
+    assert keeps(solution.totals, limits)
+    assert best / CLOSE <= solution.totals.latency_ms * (1 - solution.gap) * CLOSE
+    assert solution.totals.latency_ms * (1 - solution.gap) <= best * CLOSE
+
+
+def test_a_step_whose_tensors_all_live_elsewhere_still_counts() -> None:
+    tensors = tuple(ActivationTensor(4 * size, size, (0,)) for size in (1, 50, 60))
+    steps = ((0, 1), (0, 2), (1, 2), (1,))
+    problem = problem_of((option(1.0, 0), option(2.0, 0, domain="int8")), tensors=tensors, steps=steps)
+    assert solve(problem, Limits(memory_bytes=440)).choice == (0,)
+    solution = solve(problem, Limits(memory_bytes=439))
+    assert solution.choice == (1,)
+    assert solution.search_gap < 1e-6  # the program itself knows, not only the check of its answer
+    with pytest.raises(InfeasibleError, match="the leanest plan takes 110 bytes"):
+        solve(problem, Limits(memory_bytes=109))
 
 
 def test_tiny_losses_beside_a_huge_one_are_told_apart() -> None:

@@ -3,6 +3,9 @@
 With a label file the samples are its rows, in its order; without one they are the folder's files by name.
 """
 
+# os.path.isfile says no where pathlib raises: overlong names, folders that may not be entered.
+# ruff: noqa: PTH113
+
 from __future__ import annotations
 
 import csv
@@ -10,6 +13,7 @@ import hashlib
 import io
 import json
 import math
+import os.path
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +103,7 @@ def _labelled(path: Path, recipe: Recipe, present: list[str]) -> dict[str, objec
         pure = PurePosixPath(name)
         if pure.is_absolute() or ".." in pure.parts or not name:
             raise InputError(f"{where}: {name!r} is not the path of a file in this folder", hint="write relative paths")
-        if not _is_file(path.parent / name):
+        if not os.path.isfile(path.parent / name):
             close = nearest(name, present)
             raise InputError(
                 f"{where}: there is no file {name!r} in {path.parent}",
@@ -148,7 +152,7 @@ def _rows(path: Path) -> Iterator[tuple[int, str, str]]:
                     f"{path}:{line}: has {len(row)} columns instead of 2: file,label",
                     hint='put a label that holds a comma in quotes: line.png,"1,024"',
                 )
-            heading = first and row[0].strip().lower() in _HEADINGS and not _is_file(path.parent / row[0])
+            heading = first and row[0].strip().lower() in _HEADINGS and not os.path.isfile(path.parent / row[0])
             first = False
             if not heading:
                 yield line, row[0], row[1]
@@ -170,13 +174,6 @@ def _label(text: str, recipe: Recipe, where: str) -> object:
             hint='a recipe with labels = "text" takes any label',
         )
     return value
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name that is too long, a folder that may not be entered
-        return False
 
 
 def _unreadable(path: Path, error: OSError) -> InputError:

@@ -235,7 +235,7 @@ def _check_values(array: Array, tensor: Tensor, where: str) -> None:
 
 
 def _labels(array: Array, where: str) -> tuple[object, ...]:
-    """Python values for a row of labels ([n] or [n, 1]); arrays where a label has several numbers."""
+    """Python values for labels [n] or [n, 1]; flat tuples of numbers where a label has any other shape."""
     if array.dtype.kind not in "biufUS":
         raise InputError(f"{where}: {LABELS!r} is {array.dtype}", hint="labels are integers, numbers or text")
     if array.dtype.kind == "f" and not np.isfinite(array).all():

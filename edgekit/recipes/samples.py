@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -117,10 +118,11 @@ def open_dataset(
 
     Raises ``InputError`` when the path, a key, a shape, a dtype, a value, a label or the recipe does not fit.
     """
-    path = Path(path).expanduser()
-    if path.is_dir():
+    # os.path says no where pathlib raises: overlong names, folders that may not be entered, unknown users' homes.
+    path = Path(os.path.expanduser(path))  # noqa: PTH111
+    if os.path.isdir(path):  # noqa: PTH112
         dataset: Dataset = folder.read(path, recipe, tuple(inputs))
-    elif path.is_file():
+    elif os.path.isfile(path):  # noqa: PTH113
         dataset = npz.read(path, tuple(inputs))
     else:
         raise InputError(

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os.path
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -42,7 +44,7 @@ class Function:
     def __call__(self, outputs: Outputs, label: object, reference: Outputs) -> float:
         """Call it. Raises ``InputError`` when it fails or returns no finite number."""
         value = _guarded(self.path, self.name, self.function, dict(outputs), label, dict(reference))
-        return _finite(value, f"{self.path}: {self.name} (label {label!r})")
+        return _finite(value, f"{self.path}: {self.name} (label {reprlib.repr(label)})")
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Object:
         """Its row. Raises ``InputError`` when it fails or returns anything but finite numbers."""
         where = f"{self.name}.row"
         values = _guarded(self.path, where, self.inner.row, dict(outputs), label, dict(reference))
-        place = f"{self.path}: {where} (label {label!r})"
+        place = f"{self.path}: {where} (label {reprlib.repr(label)})"
         if not isinstance(values, (tuple, list, np.ndarray)) or not len(values):
             raise InputError(f"{place} returned {values!r}, not a tuple of numbers", hint=_HINT)
         return tuple(_finite(value, place) for value in values)
@@ -72,10 +74,11 @@ class Object:
 def load(text: str) -> Function | Object:
     """Import ``file.py:name``. Raises ``InputError`` when the file or the name is missing, or is not a metric."""
     file, _, name = text.rpartition(":")
-    path = Path(file).expanduser()
+    # os.path says no where pathlib raises: overlong names, folders that may not be entered, unknown users' homes.
+    path = Path(os.path.expanduser(file))  # noqa: PTH111
     if not file or not name:
         raise InputError(f"metric {text!r} names no function", hint="write --metric file.py:function")
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113
         raise InputError(f"metric {text!r}: there is no file {path}", hint="write --metric file.py:function")
     module = _import(path)
     if not hasattr(module, name):

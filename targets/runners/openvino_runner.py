@@ -4,7 +4,7 @@
 Needs Python >= 3.9, numpy and openvino, and nothing of edgekit, so that it can be copied to a device or shipped in a
 bundle. Two ways to call it:
 
-    openvino.py JOB.json     one job of the development host: probe, race or profile (see the functions below)
+    openvino.py JOB.json     one job of the development host: probe, race, profile or bundle (see these functions)
     run [--seconds S]        inside a bundle: checks the test vectors, then measures the shipped model
 """
 
@@ -304,21 +304,27 @@ def run_bundle(folder, seconds):
     return document
 
 
+def bundle(job):
+    return run_bundle(job["folder"], job["seconds"])
+
+
 def main():
     folder = os.path.dirname(os.path.abspath(__file__))
     if os.path.isfile(os.path.join(folder, "manifest.json")):
         parser = argparse.ArgumentParser(description="Check this bundle's test vectors, then measure its latency.")
         parser.add_argument("--seconds", type=float, default=3.0, help="time to measure; 0 checks the vectors only")
         document = run_bundle(folder, parser.parse_args().seconds)
+        status = 0 if document["ok"] else 7
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("job", help="JSON file with an 'action': probe, race or profile")
+        parser.add_argument("job", help="JSON file with an 'action': probe, race, profile or bundle")
         with open(parser.parse_args().job, encoding="utf-8") as file:
             job = json.load(file)
-        document = {"probe": probe, "race": race, "profile": profile}[job["action"]](job)
+        document = {"probe": probe, "race": race, "profile": profile, "bundle": bundle}[job["action"]](job)
+        status = 0
     json.dump(document, sys.stdout)
     sys.stdout.write("\n")
-    return 0 if document.get("ok", True) else 7
+    return status
 
 
 if __name__ == "__main__":

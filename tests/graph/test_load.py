@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from edgekit.errors import InputError
 from edgekit.graph import Graph, load, to_bytes
+from edgekit.graph.equality import require_equal
 from tests import zoo
 from tests.graph.nets import load_model, random_feed, random_nets, run
 
@@ -202,3 +203,40 @@ def test_wrong_shapes(shapes: dict[str, tuple[int, ...]], message: str, tmp_path
     with pytest.raises(InputError, match=message) as caught:
         load_model(zoo.dynamic_image(), tmp_path, shapes)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("op", ["Mul", "Add", "Sub", "Div", "BatchNormalization"])
+@pytest.mark.parametrize("layer", ["Gemm", "Gemm transB", "Gemm beta", "MatMul", "Conv", "ConvTranspose"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_affine_operators_are_folded_exactly(op: str, layer: str, swapped: bool, tmp_path: Path) -> None:
+    net = zoo.Net()
+    kind, _, variant = layer.partition(" ")
+    if kind in ("Conv", "ConvTranspose"):
+        x, shape = net.input("x", [1, 6, 3, 3]), (6, 1, 1)
+        y = net.op(kind, x, net.random(6, 3, 1, 1), net.random(6), group=2)
+    else:
+        x, shape = net.input("x", [3, 7]), (6,)
+        weight = net.random(6, 7) if variant == "transB" else net.random(7, 6)
+        trans, beta = int(variant == "transB"), 0.5 if variant == "beta" else 1.0
+        more = {"transB": trans, "beta": beta, "alpha": 0.7} if kind == "Gemm" else {}
+        y = net.op(kind, x, weight, *([net.random(6)] if more else []), **more)
+    if op == "BatchNormalization":
+        y = net.batch_norm(y, 6)
+    else:
+        constant = net.weight(net.rng.uniform(0.5, 1.5, shape))
+        y = net.op(op, *((constant, y) if swapped else (y, constant)))
+    original = net.model([y])
+    graph = load_model(original, tmp_path)
+    check_normal_form(graph)
+    check_same_outputs(original, graph)
+    foldable = variant != "beta" and (op != "Div" or not swapped) and (kind != "MatMul" or op in ("Mul", "Div"))
+    if foldable:
+        assert [node.op_type for node in graph.model.graph] == [kind]
+
+
+def test_a_model_that_is_not_the_same_is_noticed() -> None:
+    a, b = zoo.conv_net(seed=0).SerializeToString(), zoo.conv_net(seed=1).SerializeToString()
+    inputs = [("x", (1, 3, 16, 16), "float32")]
+    require_equal(a, a, inputs, "m.onnx")
+    with pytest.raises(InputError, match=r"m\.onnx: normalisation changed the outputs: 'Gemm_36_out' differs by"):
+        require_equal(a, b, inputs, "m.onnx")

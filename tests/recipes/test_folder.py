@@ -16,6 +16,7 @@ from scipy.io import wavfile
 from edgekit import catalog
 from edgekit.errors import InputError
 from edgekit.graph import Tensor
+from edgekit.recipes.metrics import metric
 from edgekit.recipes.samples import open_dataset, preprocess_contract
 
 CLASSES = catalog.recipe("image-classification")
@@ -185,6 +186,14 @@ def test_bad_label_files(tmp_path, content, parts):
     draw(tmp_path / "b.png")
     (tmp_path / "labels.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     refusal(lambda: open_dataset(tmp_path, CLASSES, NCHW), *parts)
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "~nobody-of-this-name/d", "a\0b", ""])
+def test_paths_that_cannot_be(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    refusal(lambda: open_dataset(path, CLASSES, NCHW), "no such file" if path else "no files")
+    refusal(lambda: catalog.recipes([path]) and metric(f"{path}:f"), "is not a folder" if path else "holds no targets")
+    refusal(lambda: metric(f"{path}:f"), "there is no file" if path else "names no function")
 
 
 def test_two_label_files(tmp_path):

@@ -1,0 +1,191 @@
+"""The Python API: the commands of the command line as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit import bundle as bundles
+from edgekit import catalog
+from edgekit import deployment, graph, inspection, planning, prediction
+from edgekit.errors import VerifyError
+from edgekit.graph import Graph
+from edgekit.job import open_device, prepare
+from edgekit.outcome import PlanResult, plan_result
+from edgekit.progress import Progress
+from edgekit.results import DeployResult
+from edgekit.scoring import Scorer
+from edgekit.stages import Workbench
+from edgekit.types import Budget, Latency, Precision
+
+Shapes = Mapping[str, tuple[int, ...]]
+_VECTORS_TIMEOUT_S = 300.0
+
+
+def load(model: str | Path, shapes: Shapes | None = None) -> Graph:
+    """Load and normalise an ONNX model; see `edgekit.graph.load`."""
+    return graph.load(model, shapes)
+
+
+def inspect(
+    model: str | Path,
+    target: str | None = None,
+    *,
+    shapes: Shapes | None = None,
+    overlays: Sequence[str | Path] = (),
+) -> inspection.Inspection:
+    """Layers, multiply-accumulates, weights and peak activations of a model; with a target, each layer's options."""
+    chosen = None if target is None else catalog.target(target, overlays)
+    return inspection.inspect_graph(Path(model), graph.load(model, shapes), chosen)
+
+
+def targets(overlays: Sequence[str | Path] = ()) -> dict[str, catalog.Target]:
+    """Every target by name, overlays included."""
+    return catalog.targets(overlays)
+
+
+def deploy(
+    model: str | Path,
+    target: str,
+    *,
+    data: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    recipe: str = "npz",
+    metric: str | None = None,
+    budget: Budget | None = None,
+    threads: int | None = None,
+    shapes: Shapes | None = None,
+    synthetic: bool = False,
+    out: str | Path = "bundle",
+    allow_mismatch: bool = False,
+    overlays: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> DeployResult:
+    """Plan, compile and race ``model`` on ``target`` and write the bundle to ``out``.
+
+    Raises the subclasses of `EdgekitError` that the exit codes of the command stand for; ``out`` is then as it was.
+    """
+    bundles.require_replaceable(Path(out))
+    job = prepare(
+        model,
+        target,
+        data=data,
+        evaluation=evaluation,
+        recipe=recipe,
+        metric_name=metric,
+        budget=budget,
+        threads=threads,
+        shapes=shapes,
+        use_synthetic=synthetic,
+        overlays=overlays,
+        progress=progress,
+    )
+    return deployment.deploy(job, Path(out), allow_mismatch)
+
+
+def plan(
+    model: str | Path,
+    target: str,
+    *,
+    data: str | Path | None = None,
+    evaluation: str | Path | None = None,
+    recipe: str = "npz",
+    metric: str | None = None,
+    budget: Budget | None = None,
+    threads: int | None = None,
+    shapes: Shapes | None = None,
+    synthetic: bool = False,
+    overlays: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> PlanResult:
+    """Everything of `deploy` up to the plan: measured costs and losses, the plan, and the front it was chosen from."""
+    job = prepare(
+        model,
+        target,
+        data=data,
+        evaluation=evaluation,
+        recipe=recipe,
+        metric_name=metric,
+        budget=budget,
+        threads=threads,
+        shapes=shapes,
+        use_synthetic=synthetic,
+        overlays=overlays,
+        progress=progress,
+    )
+    bench = Workbench(job)
+    return plan_result(job, bench.device_info, planning.make_plan(bench, Scorer(bench)))
+
+
+def predict(
+    model: str | Path,
+    target: str,
+    *,
+    precision: Precision | str = Precision.FP32,
+    plan: str | Path | None = None,
+    threads: int | None = None,
+    shapes: Shapes | None = None,
+    overlays: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> prediction.PredictedCost:
+    """Latency, weight bytes and peak activations of a uniform precision or of a plan file. Needs no samples."""
+    wanted = Precision(precision) if plan is None else prediction.read_plan(Path(plan))
+    job = prepare(
+        model, target, threads=threads, shapes=shapes, use_synthetic=True, overlays=overlays, progress=progress
+    )
+    return prediction.predict_cost(Workbench(job), wanted)
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A bundle measured again. ``device`` holds what must be known to read the latency."""
+
+    bundle: str
+    latency_ms: Latency
+    threads: int
+    device: dict[str, Any]
+    schema: str = "edgekit/bench/1"
+
+
+def bench(bundle: str | Path, seconds: float = 3.0, overlays: Sequence[str | Path] = ()) -> BenchResult:
+    """Verify a bundle, then measure its artifact on this machine for ``seconds``."""
+    path = Path(bundle)
+    bundles.verify(path)
+    document = _run_bundle(path, seconds, overlays)
+    row = document["results"][0]
+    facts = {"before": document["before"], "after": document["after"]}
+    return BenchResult(str(bundle), Latency(**row["latency_ms"]), document["threads"], facts)
+
+
+def verify(bundle: str | Path, overlays: Sequence[str | Path] = ()) -> bundles.VerifyReport:
+    """Recompute every digest of a bundle and run its test vectors. Raises `VerifyError`, naming the file."""
+    return bundles.verify(Path(bundle), lambda path: _check_vectors(path, overlays))
+
+
+def report(bundle: str | Path) -> DeployResult:
+    """What a bundle was made of and measured with. Its report for people is ``report.html`` beside it."""
+    return bundles.read(Path(bundle))
+
+
+def _check_vectors(path: Path, overlays: Sequence[str | Path]) -> None:
+    vectors = _run_bundle(path, 0.0, overlays)["vectors"]
+    if not vectors["ok"]:
+        raise VerifyError(
+            f"{bundles.VECTORS}: the artifact's outputs differ from those expected, by "
+            f"{vectors['worst_error_share']:.3g} times the tolerance",
+            "this device computes otherwise than the one that the bundle was made on: deploy again on this one",
+        )
+
+
+def _run_bundle(path: Path, seconds: float, overlays: Sequence[str | Path]) -> dict[str, Any]:
+    """Run the bundle with our own copy of the runner: a bundle's programs are not trusted."""
+    target = catalog.target(bundles.read(path).target, overlays)
+    device = open_device(target, None)
+    return device.run_job(
+        {"action": "bundle", "folder": str(path.absolute()), "seconds": seconds}, _VECTORS_TIMEOUT_S + 10 * seconds
+    )
+
+
+__all__ = ["bench", "deploy", "inspect", "load", "plan", "predict", "report", "targets", "verify"]

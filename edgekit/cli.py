@@ -1,0 +1,449 @@
+"""The command line: one short function a command. The only place that prints and exits."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from edgekit import __version__
+from edgekit.errors import EdgekitError, InfeasibleError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgekit.progress import Progress
+    from edgekit.types import Budget
+
+INTERRUPTED = 130
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn what users can cause into one clear line, a hint, and the documented exit code."""
+    try:
+        yield
+    except EdgekitError as error:
+        sys.stderr.write(f"edgekit: {error}\n")
+        if error.hint:
+            sys.stderr.write(f"  hint: {error.hint}\n")
+        if isinstance(error, InfeasibleError):
+            for name, value in error.nearest.items():
+                sys.stderr.write(f"  nearest {name}: {value:.6g}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("edgekit: interrupted; finished steps are kept, the next run resumes from them\n")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except MemoryError:
+        sys.stderr.write("edgekit: out of memory\n  hint: close other programs, or use smaller inputs (--shape)\n")
+        sys.exit(2)
+
+
+class _Commands(typer.core.TyperGroup):
+    """The commands, each of whose errors ends in one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with _one_line_errors():
+            return super().invoke(ctx)
+
+
+app = typer.Typer(
+    help="From a trained model to a board: within its latency, memory and accuracy budget, proven before it ships.",
+    epilog=(
+        "Exit codes: 0 done · 2 bad usage or input · 3 no plan fits the budget · 4 a toolchain or extra is missing · "
+        "5 device or transport failed · 6 a guard refused · 7 bundle does not verify · 130 interrupted"
+    ),
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Model = Annotated[Path, typer.Argument(help="The trained float model, an ONNX file.", metavar="MODEL")]
+Bundle = Annotated[Path, typer.Argument(help="The folder that deploy wrote.", metavar="BUNDLE")]
+Target = Annotated[str, typer.Option("--target", help="The board: see `edgekit targets`.", metavar="NAME")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
+Overlay = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--overlay",
+        help="A folder with your own targets/, device_profiles/ and calibration/ (may be repeated; also EDGEKIT_OVERLAY).",
+        metavar="DIR",
+    ),
+]
+Shape = Annotated[
+    list[str] | None,
+    typer.Option("--shape", help="Freeze a dynamic input, as in x=1x3x48x320 (may be repeated).", metavar="NAME=DIMS"),
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Inference threads; default: the target's.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        help="Samples: an .npz whose keys are the model's inputs (first axis = samples, `labels` optional), or a folder "
+        "that the recipe reads.",
+    ),
+]
+Eval = Annotated[
+    Path | None,
+    typer.Option("--eval", help="Samples to judge by; default: those of --data that calibration does not use."),
+]
+Recipe = Annotated[
+    str, typer.Option("--recipe", help="How samples become inputs: npz, image-classification, text-line, audio-16k ...")
+]
+Metric = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        help="top-1, auc, ctc-exact, cer, cosine, sqnr, or your own as file.py:function. Default: the recipe's, or by "
+        "the labels.",
+    ),
+]
+Latency = Annotated[str | None, typer.Option("--latency", help="Latency budget of one inference, as in 10ms.")]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="Budget for loaded weights + peak activations, as in 64MB.")
+]
+Size = Annotated[str | None, typer.Option("--size", help="Budget for stored weights, as in 5MB.")]
+MaxDrop = Annotated[
+    str | None, typer.Option("--max-drop", help="Largest drop of the metric, absolute: 1% is one point (default).")
+]
+Synthetic = Annotated[
+    bool, typer.Option("--synthetic", help="Plan on random inputs, for latency work only: accuracy then means nothing.")
+]
+
+
+@dataclass(frozen=True)
+class _Terminal:
+    """Where things are printed: results on stdout, everything else on stderr."""
+
+    out: Console
+    err: Console
+    progress: Progress
+
+
+def _terminal() -> _Terminal:
+    from rich.console import Console
+
+    from edgekit.progress import OnConsole
+
+    err = Console(stderr=True)
+    return _Terminal(Console(), err, OnConsole(err))
+
+
+def _print_json(document: object) -> None:
+    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"edgekit {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[  # noqa: ARG001 - read by the callback
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
+def _budget(latency: str | None, memory: str | None, size: str | None, max_drop: str | None) -> Budget:
+    from edgekit.budget import parse_budget
+
+    return parse_budget(latency, memory, size, max_drop)
+
+
+def _shapes(shape: list[str] | None) -> dict[str, tuple[int, ...]]:
+    from edgekit.budget import parse_shapes
+
+    return parse_shapes(shape or [])
+
+
+@app.command()
+def deploy(
+    model: Model,
+    target: Target,
+    data: Data = None,
+    evaluation: Eval = None,
+    recipe: Recipe = "npz",
+    metric: Metric = None,
+    latency: Latency = None,
+    memory: Memory = None,
+    size: Size = None,
+    max_drop: MaxDrop = None,
+    threads: Threads = None,
+    shape: Shape = None,
+    synthetic: Synthetic = False,
+    allow_mismatch: Annotated[
+        bool, typer.Option("--allow-mismatch", help="Ship although layers execute otherwise than planned; report them.")
+    ] = False,
+    out: Annotated[Path, typer.Option("--out", help="Where the bundle goes.", metavar="DIR")] = Path("bundle"),
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Plan, compress, compile and race MODEL on a board; write a bundle for the firmware build.
+
+    edgekit deploy model.onnx --target host --data calib.npz --latency 10ms --memory 64MB --max-drop 1%
+    """
+    from edgekit import api, results
+
+    budget = _budget(latency, memory, size, max_drop)
+    shapes = _shapes(shape)
+    terminal = _terminal()
+    result = api.deploy(
+        model,
+        target,
+        data=data,
+        evaluation=evaluation,
+        recipe=recipe,
+        metric=metric,
+        budget=budget,
+        threads=threads,
+        shapes=shapes,
+        synthetic=synthetic,
+        out=out,
+        allow_mismatch=allow_mismatch,
+        overlays=overlay or (),
+        progress=terminal.progress,
+    )
+    if as_json:
+        _print_json(results.to_json(result))
+    else:
+        _print_summary(result, terminal)
+
+
+@app.command()
+def plan(
+    model: Model,
+    target: Target,
+    data: Data = None,
+    evaluation: Eval = None,
+    recipe: Recipe = "npz",
+    metric: Metric = None,
+    latency: Latency = None,
+    memory: Memory = None,
+    size: Size = None,
+    max_drop: MaxDrop = None,
+    threads: Threads = None,
+    shape: Shape = None,
+    synthetic: Synthetic = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the plan to this file.", metavar="FILE")] = None,
+    pareto: Annotated[
+        Path | None,
+        typer.Option("--pareto", help="Write every plan that was considered to this JSON file.", metavar="FILE"),
+    ] = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Find the plan for MODEL on a board, without racing or bundling it.
+
+    edgekit plan model.onnx --target host --data calib.npz --latency 10ms --out plan.json
+    """
+    from edgekit import api, results
+    from edgekit.report import tables
+
+    budget = _budget(latency, memory, size, max_drop)
+    shapes = _shapes(shape)
+    terminal = _terminal()
+    found = api.plan(
+        model,
+        target,
+        data=data,
+        evaluation=evaluation,
+        recipe=recipe,
+        metric=metric,
+        budget=budget,
+        threads=threads,
+        shapes=shapes,
+        synthetic=synthetic,
+        overlays=overlay or (),
+        progress=terminal.progress,
+    )
+    document = results.unstructure(found)
+    _write_file(out, document)
+    _write_file(pareto, {"schema": "edgekit/pareto/1", "pareto": document["pareto"]})
+    if as_json:
+        _print_json(document)
+    else:
+        tables.print_plan(found, terminal.out)
+
+
+@app.command()
+def predict(
+    model: Model,
+    target: Target,
+    precision: Annotated[
+        str, typer.Option("--precision", help="Everything in this precision: fp32, bf16, fp16, int8, w8.")
+    ] = "fp32",
+    plan: Annotated[
+        Path | None, typer.Option("--plan", help="A plan.json, of a bundle or of `edgekit plan`.", metavar="FILE")
+    ] = None,
+    threads: Threads = None,
+    shape: Shape = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Predict latency, weight size and peak activations of MODEL on a board; needs no samples.
+
+    edgekit predict model.onnx --target host --precision int8
+    """
+    from edgekit import api, results
+    from edgekit.report import tables
+
+    shapes = _shapes(shape)
+    terminal = _terminal()
+    found = api.predict(
+        model,
+        target,
+        precision=_precision(precision),
+        plan=plan,
+        threads=threads,
+        shapes=shapes,
+        overlays=overlay or (),
+        progress=terminal.progress,
+    )
+    if as_json:
+        _print_json(results.unstructure(found))
+    else:
+        tables.print_prediction(found, terminal.out)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Show each layer's options on this board.", metavar="NAME")
+    ] = None,
+    shape: Shape = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Show the layers of MODEL: shapes, multiply-accumulates, weights, peak activations."""
+    from edgekit import api, results
+    from edgekit.report import tables
+
+    found = api.inspect(model, target, shapes=_shapes(shape), overlays=overlay or ())
+    if as_json:
+        _print_json(results.unstructure(found))
+    else:
+        tables.print_inspection(found, _terminal().out)
+
+
+@app.command()
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show everything about this one.", metavar="[NAME]")] = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """List the boards that --target knows, or show one with its device profile."""
+    from edgekit import catalog, results
+    from edgekit.report import tables
+
+    overlays = overlay or ()
+    if name is not None:
+        target = catalog.target(name, overlays)
+        profile = catalog.device_profile(target.device_profile, overlays)
+        if as_json:
+            _print_json({"target": results.unstructure(target), "device_profile": results.unstructure(profile)})
+        else:
+            tables.print_target(target, profile, _terminal().out)
+        return
+    known = catalog.targets(overlays)
+    if as_json:
+        _print_json({"targets": [results.unstructure(target) for target in known.values()]})
+    else:
+        tables.print_targets(known.values(), _terminal().out)
+
+
+@app.command()
+def bench(
+    bundle: Bundle,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="How long to measure.")] = 3.0,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Verify a bundle and measure its latency again on this machine."""
+    from edgekit import api, results
+    from edgekit.report import tables
+
+    terminal = _terminal()
+    with terminal.progress.stage(f"measure {bundle}"):
+        found = api.bench(bundle, seconds, overlay or ())
+    if as_json:
+        _print_json(results.unstructure(found))
+    else:
+        tables.print_bench(found, terminal.out)
+
+
+@app.command()
+def verify(bundle: Bundle, overlay: Overlay = None, as_json: Json = False) -> None:
+    """Recompute every digest of a bundle and run its test vectors."""
+    from edgekit import api, results
+
+    found = api.verify(bundle, overlay or ())
+    if as_json:
+        _print_json({"schema": "edgekit/verify/1", "ok": True, **results.unstructure(found)})
+    else:
+        _terminal().out.print(
+            f"{bundle}: {found.files} files, {found.total_bytes / 1e6:.1f} MB, every digest holds; test vectors pass",
+            highlight=False,
+        )
+
+
+@app.command()
+def report(bundle: Bundle, as_json: Json = False) -> None:
+    """Print the report of a bundle; the long form is report.html in it."""
+    from edgekit import api, results
+
+    result = api.report(bundle)
+    if as_json:
+        _print_json(results.to_json(result))
+    else:
+        _print_summary(result, _terminal())
+
+
+def _print_summary(result: Any, terminal: _Terminal) -> None:
+    from edgekit.report.terminal import print_summary
+
+    print_summary(result, terminal.out)
+
+
+def _precision(word: str) -> str:
+    from edgekit.errors import InputError
+    from edgekit.types import Precision
+
+    words = [precision.value for precision in Precision]
+    if word not in words:
+        raise InputError(f"--precision {word!r} is not a precision", f"choose from {', '.join(words)}")
+    return word
+
+
+def _write_file(path: Path | None, document: object) -> None:
+    if path is None:
+        return
+    from edgekit.replacing import write_text
+
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def main() -> None:
+    """Entry point of the ``edgekit`` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

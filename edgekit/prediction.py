@@ -1,0 +1,130 @@
+"""What a model would cost on a target, for a uniform precision or a plan, without deploying it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgekit.cost.measured import FLOAT_PRECISIONS
+from edgekit.cost.table import CostTable, predict_ms
+from edgekit.errors import InputError
+from edgekit.formulate import weight_bytes
+from edgekit.graph.liveness import peak_activation_bytes
+from edgekit.stages import Workbench
+from edgekit.types import Figure, Precision
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What one layer takes; ``None`` where the target cannot execute it in that precision."""
+
+    name: str
+    op_type: str
+    precision: Precision
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Where a prediction's numbers come from."""
+
+    name: str
+    evidence: str
+
+
+@dataclass(frozen=True)
+class PredictedCost:
+    """Totals with their interval, and the layers that they are made of (boundary costs come on top of the layers)."""
+
+    model: str
+    target: str
+    latency_ms: Figure
+    weight_bytes: int
+    peak_activation_bytes: int
+    layers: tuple[LayerCost, ...]
+    profile: Evidence
+    notes: tuple[str, ...] = ()
+    schema: str = "edgekit/predict/1"
+
+
+def predict_cost(bench: Workbench, wanted: Mapping[str, Precision] | Precision) -> PredictedCost:
+    """Predict a plan (layer -> precision) or a uniform precision. Where a layer cannot take the uniform precision it
+    keeps the float one, and a note says so.
+    """
+    job = bench.job
+    names = [layer.name for layer in job.graph.layers]
+    notes: list[str] = []
+    if isinstance(wanted, Precision):
+        if wanted not in job.target.precisions:
+            offered = ", ".join(p.value for p in job.target.precisions)
+            raise InputError(f"target {job.target.name!r} does not offer {wanted.value}", f"it offers {offered}")
+        base = wanted if wanted in FLOAT_PRECISIONS else Precision.FP32
+        wanted = dict.fromkeys(names, wanted)
+        table = bench.costs(base, weight_only=True).table
+        lacking = [name for name in names if wanted[name] not in table.latency_ms[name]]
+        if lacking:
+            notes.append(f"{len(lacking)} layers do not execute in {wanted[lacking[0]].value} here and stay {base.value}")
+        precisions = {name: base if name in lacking else wanted[name] for name in names}
+    else:
+        _check_plan(wanted, names)
+        floats = {precision for precision in wanted.values() if precision in FLOAT_PRECISIONS}
+        base = next(iter(floats)) if len(floats) == 1 else Precision.FP32
+        table = bench.costs(base, weight_only=True).table
+        precisions = {name: _offered(name, wanted[name], table) for name in names}
+    return PredictedCost(
+        model=job.model_path.name,
+        target=job.target.name,
+        latency_ms=predict_ms(table, job.graph.edges, precisions),
+        weight_bytes=sum(
+            weight_bytes(layer.weight_elements, layer.bias_elements, precisions[layer.name])
+            for layer in job.graph.layers
+        ),
+        peak_activation_bytes=peak_activation_bytes(job.graph, precisions),
+        layers=tuple(
+            LayerCost(
+                layer.name,
+                layer.op_type,
+                precisions[layer.name],
+                table.latency_ms[layer.name][precisions[layer.name]],
+            )
+            for layer in job.graph.layers
+        ),
+        profile=Evidence(job.profile.name, f"{table.evidence}; {bench.device_info.cpu}, {bench.device_info.runtime}"),
+        notes=tuple(notes),
+    )
+
+
+def read_plan(path: Path) -> dict[str, Precision]:
+    """Layer -> precision of a plan file, as ``edgekit plan --out`` and bundles hold it. Raises `InputError`."""
+    try:
+        document: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"plan {path}: {error.strerror}", "pass the plan.json of a bundle or of edgekit plan") from None
+    except ValueError:
+        raise InputError(f"plan {path}: not a JSON document", "pass the plan.json of a bundle or of edgekit plan") from None
+    try:
+        return {str(row["name"]): Precision(row["precision"]) for row in document["plan"]["layers"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"plan {path}: not an edgekit plan ({error})", "pass the plan.json of a bundle or of edgekit plan"
+        ) from None
+
+
+def _check_plan(plan: Mapping[str, Precision], names: list[str]) -> None:
+    unknown = sorted(set(plan) - set(names))
+    missing = [name for name in names if name not in plan]
+    if unknown or missing:
+        odd = f"it names {unknown[0]!r}, which the model lacks" if unknown else f"it lacks layer {missing[0]!r}"
+        raise InputError(f"the plan belongs to another model: {odd}", "pass the model and --shape it was made from")
+
+
+def _offered(name: str, precision: Precision, table: CostTable) -> Precision:
+    if precision not in table.latency_ms[name]:
+        offered = ", ".join(p.value for p in table.latency_ms[name])
+        raise InputError(
+            f"layer {name!r} cannot execute in {precision.value} on this target", f"here it can take {offered}"
+        )
+    return precision
