@@ -66,7 +66,9 @@ def predict_cost(bench: Workbench, wanted: Mapping[str, Precision] | Precision) 
         table = bench.costs(base, weight_only=True).table
         lacking = [name for name in names if wanted[name] not in table.latency_ms[name]]
         if lacking:
-            notes.append(f"{len(lacking)} layers do not execute in {wanted[lacking[0]].value} here and stay {base.value}")
+            notes.append(
+                f"{len(lacking)} layers do not execute in {wanted[lacking[0]].value} here and stay {base.value}"
+            )
         precisions = {name: base if name in lacking else wanted[name] for name in names}
     else:
         _check_plan(wanted, names)
@@ -102,9 +104,13 @@ def read_plan(path: Path) -> dict[str, Precision]:
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"plan {path}: {error.strerror}", "pass the plan.json of a bundle or of edgekit plan") from None
+        raise InputError(
+            f"plan {path}: {error.strerror}", "pass the plan.json of a bundle or of edgekit plan"
+        ) from None
     except ValueError:
-        raise InputError(f"plan {path}: not a JSON document", "pass the plan.json of a bundle or of edgekit plan") from None
+        raise InputError(
+            f"plan {path}: not a JSON document", "pass the plan.json of a bundle or of edgekit plan"
+        ) from None
     try:
         return {str(row["name"]): Precision(row["precision"]) for row in document["plan"]["layers"]}
     except (KeyError, TypeError, ValueError) as error:

@@ -26,7 +26,7 @@ from edgekit.sensitivity import layer_losses
 from edgekit.types import Latency, Precision
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 1
+_VERSION = 2
 SENSITIVITY_SAMPLES = 16
 
 

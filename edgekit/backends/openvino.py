@@ -17,8 +17,10 @@ from edgekit.types import Precision
 
 if TYPE_CHECKING:
     import numpy as np
+    import openvino
 
     from edgekit.graph import Graph
+    from edgekit.types import Layer
 
 RUNNER = "openvino_runner.py"
 
@@ -31,17 +33,23 @@ runtime_weight_bits = {
     Precision.W8: 32,
 }
 
+# LSTM, GRU and RNN are left out: their int8 kernels keep the recurrent state in 8 bits, on the input's scale, which no
+# Q/DQ pair describes (measured 3 to 20 dB where the pairs promise 34 to 56), and some ranges fail to compile.
+int8_op_types = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16"}
 # Executed node types that compute a layer, and the layers that they can be; the other types move or transform data.
 _MATRIX = frozenset({"MatMul", "Gemm"})
 _COMPUTES = {
     "Convolution": frozenset({"Conv"}) | _MATRIX,
     "Deconvolution": frozenset({"ConvTranspose"}),
-    "FullyConnected": _MATRIX,
+    "FullyConnected": _MATRIX,  # of a constant matrix
     "MatMul": _MATRIX,
     "RNNSeq": frozenset({"LSTM", "GRU", "RNN"}),
     "RNNCell": frozenset({"LSTM", "GRU", "RNN"}),
 }
+_SUBGRAPH = "Subgraph"  # generated code: element-wise operators, and the whole of an attention with its two products
+_MOVES = frozenset({"Const", "Convert", "Reorder", "Reshape", "Transpose", "Concat"})
 _EXECUTED_WORDS = {
     Precision.FP32: ("f32",),
     Precision.BF16: ("bf16",),
@@ -70,6 +78,7 @@ def convert(onnx_bytes: bytes, folder: Path, base: Precision) -> Artifact:
         model = openvino.Core().read_model(onnx_bytes)
     except RuntimeError as error:
         raise InputError(f"OpenVINO cannot read the model: {_first_line(error)}") from None
+    _name_steadily(model, _names(onnx_bytes))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.xml"
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -84,7 +93,7 @@ def artifact(folder: Path, base: Precision) -> Artifact:
 
 
 def session(compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session:
-    """Compile for this machine's CPU; the numerics are those of the device."""
+    """Compile for this machine's CPU; the numerics are those of the device. Raises `InputError` where that fails."""
     import openvino
 
     config = {
@@ -94,7 +103,10 @@ def session(compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session
         "PERFORMANCE_HINT": "LATENCY",
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     }
-    request = openvino.Core().compile_model(str(compiled.path), "CPU", config).create_infer_request()
+    try:
+        request = openvino.Core().compile_model(str(compiled.path), "CPU", config).create_infer_request()
+    except RuntimeError as error:
+        raise InputError(f"OpenVINO cannot compile the model: {_first_line(error)}") from None
 
     def run(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         request.infer(dict(inputs), share_inputs=False)
@@ -106,30 +118,94 @@ def session(compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session
 def executed_nodes(rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[ExecutedNode, ...]:
     """Join the executed nodes to layers.
 
-    Fusion keeps a layer's name mostly, but not always. A computing node without one takes the layer upstream of the
-    first name that it kept, or else the first layer of its kind, in execution order, that no other node has claimed.
+    Fusion keeps a layer's name mostly, but not always. A computing node without one takes the layer upstream of its own
+    name (a fused bias, say) or of the first name that it kept, or else the first layer of its kind, in execution order,
+    that no other node has claimed.
+    A subgraph computes the layers that it is named after, and the products of activations that it swallowed nameless.
     Every other node belongs to the layer upstream of its names, or to the one executed before it.
     """
-    layers = {layer.name: layer.op_type for layer in graph.layers}
+    layers = {layer.name: layer for layer in graph.layers}
+    results = {layer.output: layer.name for layer in graph.layers}  # where a model output lends the node its name
     node_owner, tensor_owner = _owners(graph)
-    direct = [tuple(dict.fromkeys(n for n in map(_node_name, row["original_names"]) if n in layers)) for row in rows]
-    unclaimed = [name for name in layers if not any(name in names for names in direct)]
+    named: list[tuple[str, ...]] = []
+    upstream: list[tuple[str, ...]] = []
+    for row in rows:
+        names = [_node_name(name) for name in row["original_names"]]
+        named.append(tuple(dict.fromkeys(n for n in (results.get(n, n) for n in names) if n in layers)))
+        owners = (_owner(name, node_owner, tensor_owner) for name in names)
+        upstream.append(tuple(dict.fromkeys(owner for owner in owners if owner)))
+    computes: list[tuple[str, ...]] = [()] * len(rows)
+    unclaimed = list(layers)
+
+    def claim(index: int, names: tuple[str, ...]) -> None:
+        computes[index] = tuple(name for name in names if name in unclaimed)
+        unclaimed[:] = [name for name in unclaimed if name not in names]
+
+    def fitting(index: int) -> list[str]:
+        return [name for name in unclaimed if _can_compute(rows[index]["type"], layers[name])]
+
+    kernels = [index for index, row in enumerate(rows) if row["type"] in _COMPUTES]
+    subgraphs = [index for index, row in enumerate(rows) if row["type"] == _SUBGRAPH]
+    for index in kernels:
+        claim(index, tuple(name for name in fitting(index) if name in named[index]))
+    for index in kernels:
+        if not computes[index]:
+            found = fitting(index)
+            claim(index, (tuple(name for name in upstream[index][:1] if name in found) or tuple(found[:1])))
+    for index in subgraphs:
+        swallowed = tuple(name for name in upstream[index] if name in unclaimed and not layers[name].weights)
+        claim(index, tuple(dict.fromkeys((*swallowed, *named[index]))))
     nodes = []
     previous: tuple[str, ...] = ()
-    for row, found in zip(rows, direct, strict=True):
-        upstream = [_owner(name, node_owner, tensor_owner) for name in row["original_names"]]
-        inherited = tuple(name for name in upstream if name)[:1]
-        computes = bool(found)
-        if not found and row["type"] in _COMPUTES:
-            fitting = [name for name in unclaimed if layers[name] in _COMPUTES[row["type"]]]
-            found = tuple(name for name in inherited if name in fitting) or tuple(fitting[:1])
-            computes = bool(found)
-            unclaimed = [name for name in unclaimed if name not in found]
-        if computes:
-            previous = found
-        owner = found or inherited or previous
-        nodes.append(ExecutedNode(owner, computes, row["precision"], row.get("latency_ms", 0.0)))
+    for index, row in enumerate(rows):
+        previous = computes[index] or previous
+        owner = computes[index] or named[index] or upstream[index][:1] or previous
+        nodes.append(ExecutedNode(owner, bool(computes[index]), row["precision"], row.get("latency_ms", 0.0)))
     return tuple(nodes)
+
+
+def _can_compute(kind: str, layer: Layer) -> bool:
+    return layer.op_type in _COMPUTES[kind] and (kind != "FullyConnected" or bool(layer.weights))
+
+
+def _names(onnx_bytes: bytes) -> frozenset[str]:
+    """The names that the ONNX model gives to its nodes and values, those of subgraphs included."""
+    import onnx
+
+    found: set[str] = set()
+
+    def collect(graph: onnx.GraphProto) -> None:
+        for node in graph.node:
+            found.update((node.name, *node.output))
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    collect(body)
+        found.update(value.name for value in (*graph.input, *graph.initializer))
+
+    collect(onnx.load_model_from_string(onnx_bytes).graph)
+    return frozenset(found)
+
+
+def _name_steadily(model: openvino.Model, taken: frozenset[str], path: str = "") -> None:
+    """Rename what OpenVINO named itself, by a counter of this process, so that the same model gives the same bytes."""
+    for index, node in enumerate(model.get_ordered_ops()):
+        name = node.get_friendly_name()
+        if name == node.get_name() and name not in taken:
+            node.set_friendly_name(f"{path}{node.get_type_name()}#{index}")
+        kind = node.get_type_name()
+        if kind == "If":
+            bodies = [node.get_then_body(), node.get_else_body()]
+        else:
+            bodies = [node.get_function()] if kind in ("Loop", "TensorIterator") else []
+        for number, body in enumerate(bodies):
+            _name_steadily(body, taken, f"{path}{index}.{number}/")
+
+
+def _layers_named(row: Mapping[str, Any], layers: Mapping[str, str]) -> tuple[str, ...]:
+    """The layers that an executed node names, except one that only moves data."""
+    if row["type"] in _MOVES:
+        return ()
+    return tuple(dict.fromkeys(name for name in map(_node_name, row["original_names"]) if name in layers))
 
 
 def _node_name(name: str) -> str:

@@ -64,12 +64,13 @@ def apply_precisions(graph: Graph, precisions: Mapping[str, Precision], ranges: 
     body = model.graph
     values = _values(body)
     nodes = {node.name: node for node in body}
+    names = _Names(model)
     weighted = [layer for layer in graph.layers if precisions.get(layer.name) in (Precision.INT8, Precision.W8)]
     for layer in weighted:
         for weight in layer.weights:
-            _quantize_weight(body, nodes[layer.name], weight, layer.weight_axis)
+            _quantize_weight(body, names, nodes[layer.name], weight, layer.weight_axis)
     int8 = [layer for layer in graph.layers if precisions.get(layer.name) is Precision.INT8]
-    pairs = _Pairs(body, ranges)
+    pairs = _Pairs(body, names, ranges)
     for layer in int8:
         node = nodes[layer.name]
         for name in layer.inputs:
@@ -82,27 +83,52 @@ def apply_precisions(graph: Graph, precisions: Mapping[str, Precision], ranges: 
     return model
 
 
+class _Names:
+    """Names that nothing in the model has yet, in subgraphs neither: a name must be unique among all of them."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}
+        for node in ir.traversal.RecursiveGraphIterator(model.graph):
+            self._taken |= {node.name, *(value.name for value in node.outputs)}
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    inner = attribute.as_graph()
+                    self._taken |= {value.name for value in (*inner.inputs, *inner.initializers.values())}
+
+    def fresh(self, wish: str) -> str:
+        """``wish``, or where that is taken, with underscores after it."""
+        while wish in self._taken:
+            wish += "_"
+        self._taken.add(wish)
+        return wish
+
+
 class _Pairs:
     """The one shared Q/DQ pair of each tensor, made when it is first asked for."""
 
-    def __init__(self, body: ir.Graph, ranges: Mapping[str, Range]) -> None:
+    def __init__(self, body: ir.Graph, names: _Names, ranges: Mapping[str, Range]) -> None:
         self._body = body
+        self._names = names
         self._ranges = ranges
-        self._made: dict[str, ir.Value] = {}
+        self._made: dict[str, ir.Value] = {}  # tensor -> dequantized tensor
+        self._twins: dict[str, ir.Value] = {}  # view of a tensor -> the same view of the dequantized tensor
 
     def dequantized(self, value: ir.Value) -> ir.Value:
         name = value.name or ""
         if name not in self._made:
             scale, zero_point = affine_parameters(self._ranges[name])
+            fresh = self._names.fresh
             parameters = [
-                _initializer(self._body, f"{name}/scale", np.float32(scale)),
-                _initializer(self._body, f"{name}/zero_point", np.uint8(zero_point)),
+                _initializer(self._body, fresh(f"{name}/scale"), np.float32(scale)),
+                _initializer(self._body, fresh(f"{name}/zero_point"), np.uint8(zero_point)),
             ]
-            quantize = _node("QuantizeLinear", [value, *parameters], f"{name}/quantize", ir.DataType.UINT8, value.shape)
+            quantize = _node(
+                "QuantizeLinear", [value, *parameters], fresh(f"{name}/quantize"), ir.DataType.UINT8, value.shape
+            )
             dequantize = _node(
                 "DequantizeLinear",
                 [quantize.outputs[0], *parameters],
-                f"{name}/dequantize",
+                fresh(f"{name}/dequantize"),
                 ir.DataType.FLOAT,
                 value.shape,
             )
@@ -117,20 +143,19 @@ class _Pairs:
         point = quantization_point(value)
         if value is point:
             return self.dequantized(value)
-        key = f"{value.name}/quantized"
-        if key not in self._made:
+        name = value.name or ""
+        if name not in self._twins:
             node = value.producer()
             assert node is not None
             source = node.inputs[0]
             assert source is not None
-            twin = ir.node(
-                node.op_type, [self.through(source), *node.inputs[1:]], node.attributes, name=f"{node.name}/quantized"
-            )
-            twin.outputs[0].name, twin.outputs[0].shape = key, value.shape
-            twin.outputs[0].dtype = ir.DataType.FLOAT
+            inputs = [self.through(source), *node.inputs[1:]]
+            twin = ir.node(node.op_type, inputs, node.attributes, name=self._names.fresh(f"{node.name}/quantized"))
+            made = twin.outputs[0]
+            made.name, made.shape, made.dtype = self._names.fresh(f"{name}/quantized"), value.shape, ir.DataType.FLOAT
             self._body.append(twin)
-            self._made[key] = twin.outputs[0]
-        return self._made[key]
+            self._twins[name] = made
+        return self._twins[name]
 
 
 def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs) -> None:
@@ -140,17 +165,29 @@ def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs) -> None:
             node.replace_input_with(index, quantized)
 
 
-def _quantize_weight(body: ir.Graph, node: ir.Node, name: str, axis: int) -> None:
+def _quantize_weight(body: ir.Graph, names: _Names, node: ir.Node, name: str, axis: int) -> None:
     weight = body.initializers[name]
     assert weight.const_value is not None
-    codes, scale = quantize_weights(weight.const_value.numpy(), axis)
+    array = weight.const_value.numpy()
+    if axis < 0:  # no output channels (a vector): one scale
+        codes, scale = quantize_weights(array.reshape(1, -1), 0)
+        codes, scale = codes.reshape(array.shape), scale.reshape(())
+    else:
+        codes, scale = quantize_weights(array, axis)
     prefix = f"{node.name}/{name}"
     inputs = [
-        _initializer(body, f"{prefix}/int8", codes),
-        _initializer(body, f"{prefix}/scale", scale.astype(np.float32)),
-        _initializer(body, f"{prefix}/zero_point", np.zeros(scale.shape, np.int8)),
+        _initializer(body, names.fresh(f"{prefix}/int8"), codes),
+        _initializer(body, names.fresh(f"{prefix}/scale"), scale),
+        _initializer(body, names.fresh(f"{prefix}/zero_point"), np.zeros(scale.shape, np.int8)),
     ]
-    dequantize = _node("DequantizeLinear", inputs, f"{prefix}/dequantize", ir.DataType.FLOAT, weight.shape, axis=axis)
+    dequantize = _node(
+        "DequantizeLinear",
+        inputs,
+        names.fresh(f"{prefix}/dequantize"),
+        ir.DataType.FLOAT,
+        weight.shape,
+        axis=None if axis < 0 else axis,
+    )
     body.append(dequantize)
     for index, current in enumerate(node.inputs):
         if current is weight:
@@ -190,12 +227,14 @@ def _producing(value: ir.Value) -> ir.Node | None:
 
 
 def _feeds_int8(node: ir.Node, int8: set[str]) -> bool:
-    for reader in node.outputs[0].consumers():
-        if reader.name in int8:
-            return True
-        passes = reader.op_type in (_PASSING | {"Add"})
-        if passes and _feeds_int8(reader, int8):
-            return True
+    seen, waiting = {node}, [node]
+    while waiting:
+        for reader in waiting.pop().outputs[0].consumers():
+            if reader.name in int8:
+                return True
+            if reader.op_type in (_PASSING | {"Add"}) and reader not in seen:
+                seen.add(reader)
+                waiting.append(reader)
     return False
 
 
@@ -213,12 +252,11 @@ def _node(
 
 
 def _initializer(body: ir.Graph, name: str, array: np.ndarray | np.generic) -> ir.Value:
-    if name not in body.initializers:
-        value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
-        value.dtype = ir.DataType.from_numpy(np.asarray(array).dtype)
-        value.shape = ir.Shape(np.asarray(array).shape)
-        body.register_initializer(value)
-    return body.initializers[name]
+    value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
+    value.dtype = ir.DataType.from_numpy(np.asarray(array).dtype)
+    value.shape = ir.Shape(np.asarray(array).shape)
+    body.register_initializer(value)
+    return value
 
 
 def _values(body: ir.Graph) -> dict[str, ir.Value]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from edgekit.backends import Artifact, ExecutedNode
 from edgekit.cost.table import CostTable, anchored, crossing_elements, fit_boundary, layer_times_ms
+from edgekit.errors import DeviceError, InputError
 from edgekit.results import DroppedOption
 from edgekit.types import Precision
 
@@ -66,19 +67,12 @@ def measure_costs(
     for the sake of its size.
     """
     names = [layer.name for layer in graph.layers]
-    uniform: dict[Precision, Mapping[str, Precision]] = {base: {}}
+    nodes = device.backend.executed_nodes(device.profile({"float": build({}, base)}, _PROFILE_S)["float"], graph)
+    int8: list[str] = []
+    int8_nodes: tuple[ExecutedNode, ...] = ()
+    dropped: list[DroppedOption] = []
     if Precision.INT8 in offered:
-        uniform[Precision.INT8] = dict.fromkeys(names, Precision.INT8)
-    artifacts = {precision.value: build(plan, base) for precision, plan in uniform.items()}
-    profiles = device.profile(artifacts, _PROFILE_S)
-    nodes = {precision: device.backend.executed_nodes(profiles[precision.value], graph) for precision in uniform}
-    executed = executed_precisions(nodes[Precision.INT8]) if Precision.INT8 in uniform else {}
-    int8 = [name for name in names if device.backend.executes_as(Precision.INT8, executed.get(name, ""))]
-    dropped = [
-        DroppedOption("int8", name, f"the runtime executes it in {executed.get(name) or 'another form'} all the same")
-        for name in names
-        if Precision.INT8 in uniform and name not in int8
-    ]
+        int8, int8_nodes, dropped = _executing_int8(graph, device, build, base)
     weighted = [layer.name for layer in graph.layers if layer.weights] if Precision.W8 in offered else []
 
     plans: dict[str, dict[str, Precision]] = {"float": dict.fromkeys(names, base)}
@@ -95,11 +89,11 @@ def measure_costs(
 
     latency = {
         name: {base: time_ms}
-        for name, time_ms in anchored(layer_times_ms(nodes[base], graph.layers), measured_ms["float"]).items()
+        for name, time_ms in anchored(layer_times_ms(nodes, graph.layers), measured_ms["float"]).items()
     }
     anchors = {base: measured_ms["float"]}
     if int8:
-        times = anchored(layer_times_ms(nodes[Precision.INT8], graph.layers), measured_ms["int8"])
+        times = anchored(layer_times_ms(int8_nodes, graph.layers), measured_ms["int8"])
         for name in int8:
             latency[name][Precision.INT8] = times[name]
         anchors[Precision.INT8] = measured_ms["int8"]
@@ -119,6 +113,66 @@ def measure_costs(
     )
     evidence = "profiles of the uniform models on this device, scaled to their raced latencies"
     return MeasuredCosts(CostTable(base, latency, anchors, boundary, interval, evidence), tuple(dropped))
+
+
+def _executing_int8(
+    graph: Graph, device: Device, build: Build, base: Precision
+) -> tuple[list[str], tuple[ExecutedNode, ...], list[DroppedOption]]:
+    """The layers that execute in int8 when exactly they are planned so, the profile of that model, and why the others
+    do not. A kind of layer that keeps the model from compiling is left out.
+    """
+    backend = device.backend
+    kinds = {layer.name: layer.op_type for layer in graph.layers}
+    dropped: list[DroppedOption] = []
+
+    def keep(names: list[str], reason: Callable[[str], str], condition: Callable[[str], bool]) -> list[str]:
+        dropped.extend(DroppedOption("int8", name, reason(name)) for name in names if not condition(name))
+        return [name for name in names if condition(name)]
+
+    def profiled(names: list[str]) -> tuple[ExecutedNode, ...]:
+        rows = device.profile({"int8": build(dict.fromkeys(names, Precision.INT8), base)}, _PROFILE_S)["int8"]
+        return backend.executed_nodes(rows, graph)
+
+    left = keep(
+        list(kinds),
+        lambda name: f"the runtime's int8 {kinds[name]} does not compute what its quantized weights and inputs say",
+        lambda name: kinds[name] in backend.int8_op_types,
+    )
+    while left:
+        try:
+            nodes = profiled(left)
+        except (InputError, DeviceError) as error:
+            guilty = _guilty_kinds(left, kinds, profiled)
+            reason = f"the runtime refuses the model with it: {error}"
+            left = keep(left, lambda _, reason=reason: reason, lambda name, guilty=guilty: kinds[name] not in guilty)
+            continue
+        executed = executed_precisions(nodes)
+        count = len(left)
+        left = keep(
+            left,
+            lambda name, executed=executed: (
+                f"the runtime executes it in {executed.get(name) or 'another form'} all the same"
+            ),
+            lambda name, executed=executed: backend.executes_as(Precision.INT8, executed.get(name, "")),
+        )
+        if len(left) == count:
+            return left, nodes, dropped
+    return [], (), dropped
+
+
+def _guilty_kinds(
+    names: list[str], kinds: Mapping[str, str], profiled: Callable[[list[str]], tuple[ExecutedNode, ...]]
+) -> frozenset[str]:
+    """The kind of layer without which the rest can be profiled; all kinds where there is no such one."""
+    present = sorted({kinds[name] for name in names})
+    for kind in present:
+        rest = [name for name in names if kinds[name] != kind]
+        try:
+            if rest and profiled(rest):
+                return frozenset({kind})
+        except (InputError, DeviceError):
+            continue
+    return frozenset(present)
 
 
 def executed_precisions(nodes: tuple[ExecutedNode, ...]) -> dict[str, str]:

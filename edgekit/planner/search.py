@@ -41,8 +41,8 @@ def solve(
     the reported gap is honest then too. ``binding`` names limits that are used up to ``BINDING_SLACK`` or that carry
     a shadow price in the linear relaxation.
 
-    Raises ``InfeasibleError`` (with ``nearest``) when no plan fits, ``EdgekitError`` when the time limit passed before
-    any plan was found, ``ValueError`` for a malformed problem.
+    Raises ``InfeasibleError`` when no plan fits (with ``nearest``, for which it may use the time limit once more),
+    ``EdgekitError`` when the time limit passed before any plan was found, ``ValueError`` for a malformed problem.
     """
     started = time.monotonic()
     deadline = started + time_limit_s
@@ -82,6 +82,8 @@ def pareto(
     Each solution's ``gap`` belongs to its loss, the fastest one's to its latency. Raises as ``solve`` does; when the
     time limit passes, the points found so far are returned.
     """
+    if points < 2:
+        raise ValueError(f"points is {points}; a front has at least its two ends")
     started = time.monotonic()
     fastest = solve(problem, limits, "latency", gap, time_limit_s)
     faithful = solve(problem, limits, "loss", gap, max(1.0, started + time_limit_s - time.monotonic()))
