@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import bundle as bundles
-from edgekit import catalog
-from edgekit import deployment, graph, inspection, planning, prediction
+from edgekit import catalog, deployment, graph, inspection, planning, prediction
 from edgekit.errors import VerifyError
 from edgekit.graph import Graph
 from edgekit.job import open_device, prepare

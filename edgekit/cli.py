@@ -79,7 +79,7 @@ Overlay = Annotated[
     list[Path] | None,
     typer.Option(
         "--overlay",
-        help="A folder with your own targets/, device_profiles/ and calibration/ (may be repeated; also EDGEKIT_OVERLAY).",
+        help="A folder with your own targets/, device_profiles/, calibration/ (may be repeated; also EDGEKIT_OVERLAY).",
         metavar="DIR",
     ),
 ]
@@ -92,7 +92,7 @@ Data = Annotated[
     Path | None,
     typer.Option(
         "--data",
-        help="Samples: an .npz whose keys are the model's inputs (first axis = samples, `labels` optional), or a folder "
+        help="Samples: an .npz whose keys are the model's inputs (first axis = samples, `labels` optional) or a folder "
         "that the recipe reads.",
     ),
 ]
@@ -101,7 +101,7 @@ Eval = Annotated[
     typer.Option("--eval", help="Samples to judge by; default: those of --data that calibration does not use."),
 ]
 Recipe = Annotated[
-    str, typer.Option("--recipe", help="How samples become inputs: npz, image-classification, text-line, audio-16k ...")
+    str, typer.Option("--recipe", help="Samples to inputs: npz, image-classification, text-line, audio-16k.")
 ]
 Metric = Annotated[
     str | None,
@@ -154,7 +154,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[  # noqa: ARG001 - read by the callback
+    version: Annotated[
         bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:

@@ -34,8 +34,8 @@ from edgekit.versions import versions
 
 @dataclass(frozen=True)
 class PlanResult:
-    """A plan that was not raced: what ``edgekit plan --json`` prints. ``metric`` is the float model's, ``drop`` what the
-    plan loses of it (both scored on the evaluation samples); the plan's latency is predicted.
+    """A plan that was not raced: what ``edgekit plan --json`` prints. ``metric`` is the float model's, ``drop`` what
+    the plan loses of it (both scored on the evaluation samples); the plan's latency is predicted.
     """
 
     target: str

@@ -1,0 +1,1 @@
+"""Compression: a graph and a plan in, a compressed graph out."""

@@ -123,41 +123,34 @@ def _executing_int8(
     """
     backend = device.backend
     kinds = {layer.name: layer.op_type for layer in graph.layers}
-    dropped: list[DroppedOption] = []
-
-    def keep(names: list[str], reason: Callable[[str], str], condition: Callable[[str], bool]) -> list[str]:
-        dropped.extend(DroppedOption("int8", name, reason(name)) for name in names if not condition(name))
-        return [name for name in names if condition(name)]
+    refused = {
+        name: f"the runtime's int8 {kind} does not compute what its quantized weights and inputs say"
+        for name, kind in kinds.items()
+        if kind not in backend.int8_op_types
+    }
 
     def profiled(names: list[str]) -> tuple[ExecutedNode, ...]:
         rows = device.profile({"int8": build(dict.fromkeys(names, Precision.INT8), base)}, _PROFILE_S)["int8"]
         return backend.executed_nodes(rows, graph)
 
-    left = keep(
-        list(kinds),
-        lambda name: f"the runtime's int8 {kinds[name]} does not compute what its quantized weights and inputs say",
-        lambda name: kinds[name] in backend.int8_op_types,
-    )
-    while left:
+    nodes: tuple[ExecutedNode, ...] = ()
+    while left := [name for name in kinds if name not in refused]:
         try:
             nodes = profiled(left)
         except (InputError, DeviceError) as error:
             guilty = _guilty_kinds(left, kinds, profiled)
-            reason = f"the runtime refuses the model with it: {error}"
-            left = keep(left, lambda _, reason=reason: reason, lambda name, guilty=guilty: kinds[name] not in guilty)
+            refused |= {name: f"the runtime refuses the model: {error}" for name in left if kinds[name] in guilty}
             continue
         executed = executed_precisions(nodes)
-        count = len(left)
-        left = keep(
-            left,
-            lambda name, executed=executed: (
-                f"the runtime executes it in {executed.get(name) or 'another form'} all the same"
-            ),
-            lambda name, executed=executed: backend.executes_as(Precision.INT8, executed.get(name, "")),
-        )
-        if len(left) == count:
-            return left, nodes, dropped
-    return [], (), dropped
+        floating = {
+            name: f"the runtime executes it in {executed.get(name) or 'another form'} all the same"
+            for name in left
+            if not backend.executes_as(Precision.INT8, executed.get(name, ""))
+        }
+        if not floating:
+            break
+        refused |= floating
+    return left, nodes, [DroppedOption(Precision.INT8.value, name, refused[name]) for name in kinds if name in refused]
 
 
 def _guilty_kinds(

@@ -149,7 +149,8 @@ def race(job):
 
     core = openvino.Core()
     before = device_facts()
-    contestants = [Contestant(core, model, job["threads"], job.get("inputs"), job.get("seed", 0)) for model in job["models"]]
+    inputs, seed = job.get("inputs"), job.get("seed", 0)
+    contestants = [Contestant(core, model, job["threads"], inputs, seed) for model in job["models"]]
     for contestant in contestants:
         contestant.warm_up()
     rounds = {contestant.name: [] for contestant in contestants}
@@ -180,21 +181,21 @@ def race(job):
     return {"results": results, "rounds": turn, "threads": job["threads"], "before": before, "after": device_facts()}
 
 
+def text_of(info, key):
+    return str(info[key].value) if key in info else ""
+
+
 def executed_nodes(compiled):
     """What the compiler made of the model: one row an executed node."""
     rows = []
     for op in compiled.get_runtime_model().get_ordered_ops():
         info = op.get_rt_info()
-
-        def text(key):
-            return str(info[key].value) if key in info else ""
-
         rows.append(
             {
                 "name": op.get_friendly_name(),
-                "type": text("layerType"),
-                "precision": text("runtimePrecision"),
-                "original_names": [name for name in text("originalLayersNames").split(",") if name],
+                "type": text_of(info, "layerType"),
+                "precision": text_of(info, "runtimePrecision"),
+                "original_names": [name for name in text_of(info, "originalLayersNames").split(",") if name],
             }
         )
     return rows
@@ -269,11 +270,13 @@ def check_vectors(folder, manifest, core):
     import numpy as np
 
     artifact = manifest["artifact"]
-    compiled = compile_model(core, {"path": os.path.join(folder, artifact["path"]), "hint": artifact["hint"]}, artifact["threads"])
+    model = {"path": os.path.join(folder, artifact["path"]), "hint": artifact["hint"]}
+    compiled = compile_model(core, model, artifact["threads"])
     request = compiled.create_infer_request()
     worst = 0.0
     with np.load(os.path.join(folder, "vectors.npz"), allow_pickle=False) as vectors:
-        tolerance = {name[len("tolerance/") :]: float(vectors[name]) for name in vectors.files if name.startswith("tolerance/")}
+        allowed = [name for name in vectors.files if name.startswith("tolerance/")]
+        tolerance = {name[len("tolerance/") :]: float(vectors[name]) for name in allowed}
         count = int(vectors["count"])
         for index in range(count):
             prefix = "input/%d/" % index
