@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from edgekit.guards import Contestant
 from edgekit.planning import Planned
@@ -13,7 +14,7 @@ from edgekit.sensitivity import layer_losses
 from edgekit.stages import SENSITIVITY_SAMPLES, Workbench
 from edgekit.types import Precision
 
-MOST_LAYERS = 5
+MOST_LAYERS = 3
 _OBSERVERS = ("min-max", "percentile", "mse")
 # An observer that takes away less than this (decibel) cures nothing.
 _CURES_DB = 3.0
@@ -56,7 +57,7 @@ def _cures(bench: Workbench, names: list[str], losses: dict[str, float]) -> dict
                 names,
                 bench.observed_by(observer),
                 samples,
-                job.device.threads,
+                os.cpu_count() or 1,
                 lambda _name, _loss: advance(),
             )
     cures = {}

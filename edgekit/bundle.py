@@ -175,7 +175,7 @@ def pack(
     return out
 
 
-def verify(path: Path, run_vectors: Callable[[Path], None] | None = None) -> VerifyReport:
+def verify(path: Path, run_vectors: Callable[[Path], object] | None = None) -> VerifyReport:
     """Recompute every digest of the bundle at ``path``, then let ``run_vectors`` run its test vectors.
 
     Raises:

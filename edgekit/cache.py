@@ -25,6 +25,7 @@ import numpy as np
 from edgekit.errors import InputError
 
 _NEW = ".new-"  # prefix of what is not complete; a killed process leaves it behind
+_CONTENTS = ".sha256"  # inside a folder: the digest of its other files
 _STALE_SECONDS = 86_400
 
 
@@ -78,12 +79,15 @@ def folder(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     path = root() / kind / key
     with _room(path):
         if path.is_dir():
-            return path
+            if _is_whole(path):
+                return path
+            shutil.rmtree(path)
         temporary = Path(tempfile.mkdtemp(prefix=_NEW, dir=path.parent))
     try:
         with _room(path, only_full=True):
             build(temporary)
         with _room(path):
+            (temporary / _CONTENTS).write_text(_digest_of(temporary), encoding="ascii")
             for file in filter(Path.is_file, temporary.rglob("*")):
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
@@ -95,6 +99,23 @@ def folder(kind: str, key: str, build: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        return (folder / _CONTENTS).read_bytes() == _digest_of(folder).encode()
+    except OSError:
+        return False
+
+
+def _digest_of(folder: Path) -> str:
+    files = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    digest = hashlib.sha256()
+    for name in files:
+        if name != _CONTENTS:
+            with (folder / name).open("rb") as content:
+                digest.update(f"{name}\0{hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def _canonical(part: object) -> object:

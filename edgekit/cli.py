@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,7 @@ def _one_line_errors() -> Iterator[None]:
     """Turn what users can cause into one clear line, a hint, and the documented exit code."""
     try:
         yield
+        sys.stdout.flush()
     except EdgekitError as error:
         sys.stderr.write(f"edgekit: {error}\n")
         if error.hint:
@@ -42,12 +44,22 @@ def _one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("edgekit: interrupted; finished steps are kept, the next run resumes from them\n")
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except BrokenPipeError:  # the reader has gone, as in `| head -1`
+        _discard_output()
+        sys.exit(1)
     except MemoryError:
         sys.stderr.write("edgekit: out of memory\n  hint: close other programs, or use smaller inputs (--shape)\n")
         sys.exit(2)
+    except OSError as error:
+        _discard_output()
+        where = "" if error.filename is None else f"{error.filename}: "
+        sys.stderr.write(f"edgekit: {where}{error.strerror or error}\n")
+        sys.exit(2)
+
+
+def _discard_output() -> None:
+    """Let nothing that is still buffered fail again when Python ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Commands(typer.core.TyperGroup):
@@ -442,7 +454,24 @@ def _write_file(path: Path | None, document: object) -> None:
 
 def main() -> None:
     """Entry point of the ``edgekit`` command."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - open until the end
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # under nohup it is ignored, and stays so
+            signal.signal(number, signal.default_int_handler)
+    _keep_stdout_ours()
     app()
+
+
+def _keep_stdout_ours() -> None:
+    """Native libraries print to file descriptor 1 as they please (HiGHS does, even when told not to). Results go to a
+    private copy of it, everything else that is written there ends up on stderr, so that ``--json`` is one document.
+    """
+    sys.stdout.flush()
+    private = os.dup(sys.stdout.fileno())
+    os.dup2(sys.stderr.fileno(), 1)
+    sys.stdout = os.fdopen(private, "w", encoding="utf-8", errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgekit import bundle, catalog
 from edgekit.blame import blame
-from edgekit.guards import Contestant, choose, conformance, losing_layers, require_conformance
+from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import Job
 from edgekit.outcome import assemble
 from edgekit.planning import Planned, make_plan, plan_again
@@ -50,8 +50,10 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
         latency = raced[contestant.name].latency_ms.p50
         predicted = planned.plan.predicted.latency_ms.value
         rounds.append(Round(number, action, predicted, latency, contestant.score.metric.value))
+        if number == MOST_ROUNDS or not loses(contestant, contestants, raced, job.budget):
+            break
         losing = losing_layers(bench, contestant, raced[contestant.name]) - forbidden
-        if number == MOST_ROUNDS or not losing:
+        if not losing:
             break
         forbidden |= losing
         current = plan_again(bench, scorer, planned, forbidden)

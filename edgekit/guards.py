@@ -16,6 +16,7 @@ from edgekit.devices.race import Raced
 from edgekit.errors import GuardError, InfeasibleError
 from edgekit.planning import Planned
 from edgekit.scoring import Score
+from edgekit.search import within
 from edgekit.stages import Workbench
 from edgekit.types import Budget, Conformance, Figure, Mismatch, Precision
 
@@ -37,7 +38,7 @@ class Contestant:
 
 def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget: Budget) -> tuple[Contestant, str]:
     """What ships, and why: the fastest that keeps metric and size; of those that the race cannot tell apart, the most
-    faithful. Raises `InfeasibleError` where that one is slower than the latency budget.
+    faithful within the latency budget. Raises `InfeasibleError` where none is fast enough.
     """
     keeping = [c for c in contestants if _keeps(c, budget)]
     if not keeping:
@@ -48,15 +49,17 @@ def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget
         )
     best = min(raced[c.name].ratio for c in keeping)
     level = [c for c in keeping if raced[c.name].ratio <= best * (1 + _RESOLVED)]
+    if budget.latency_ms is not None:
+        latency_ms = min(raced[c.name].latency_ms.p50 for c in level)
+        level = [c for c in level if raced[c.name].latency_ms.p50 <= budget.latency_ms]
+        if not level:
+            raise InfeasibleError(
+                f"the fastest candidate that keeps the metric takes {latency_ms:.3g} ms on this device; the latency "
+                f"budget is {budget.latency_ms:g} ms",
+                f"raise --latency to {latency_ms * 1.05:.3g}ms or --max-drop, or use a faster device",
+                {"latency_ms": latency_ms},
+            )
     chosen = max(level, key=lambda c: c.score.sqnr_db)
-    latency_ms = raced[chosen.name].latency_ms.p50
-    if budget.latency_ms is not None and latency_ms > budget.latency_ms:
-        raise InfeasibleError(
-            f"the fastest candidate that keeps the metric takes {latency_ms:.3g} ms on this device; the latency budget "
-            f"is {budget.latency_ms:g} ms",
-            f"raise --latency to {latency_ms * 1.05:.3g}ms or --max-drop, or use a faster device",
-            {"latency_ms": latency_ms},
-        )
     refused = [c.name for c in contestants if c not in keeping]
     reason = f"fastest of {len(contestants)} candidates" if not refused else "fastest that keeps the budget"
     if refused:
@@ -67,8 +70,16 @@ def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget
     return chosen, reason
 
 
+def loses(contestant: Contestant, others: Sequence[Contestant], raced: Mapping[str, Raced], budget: Budget) -> bool:
+    """Whether another candidate that keeps the budget was faster, by more than the race resolves."""
+    mine = raced[contestant.name].ratio
+    return any(
+        _keeps(c, budget) and raced[c.name].ratio * (1 + _RESOLVED) < mine for c in others if c is not contestant
+    )
+
+
 def _keeps(contestant: Contestant, budget: Budget) -> bool:
-    if budget.max_drop is not None and (contestant.drop.value or 0.0) > budget.max_drop:
+    if not within(contestant.drop.value or 0.0, budget.max_drop):  # NaN keeps nothing
         return False
     return budget.weight_bytes is None or contestant.artifact.weight_bytes <= budget.weight_bytes
 

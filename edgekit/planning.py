@@ -10,7 +10,7 @@ from edgekit.formulate import Planning, formulate, limits_of
 from edgekit.planner import Solution, pareto
 from edgekit.results import DroppedOption
 from edgekit.scoring import Score, Scorer
-from edgekit.search import Tried, fastest_keeping
+from edgekit.search import Tried, fastest_keeping, within
 from edgekit.stages import Workbench
 from edgekit.types import Plan, Precision
 
@@ -91,7 +91,7 @@ def _choose_base(
             break
         score = scorer.score(bench.artifact({}, precision), precision.value)
         lost = scorer.drop(float_score, score).value or 0.0
-        if most is None or lost <= most:
+        if within(lost, most):
             return precision, score, dropped
         reason = f"drops the metric by {lost:.4f}; the budget is {most:g}"
         dropped += (DroppedOption(precision.value, "model", reason),)

@@ -21,6 +21,11 @@ _CLOSE = 1.1
 _LOWEST = 1e-4
 
 
+def within(drop: float, max_drop: float | None) -> bool:
+    """Whether a drop is within the budget. Three samples of 300 are one point, whatever their quotient rounds to."""
+    return max_drop is None or drop <= max_drop + 1e-9
+
+
 @dataclass(frozen=True)
 class Tried:
     """A plan that was scored: how far the metric dropped, and whether that is within the budget."""
@@ -43,21 +48,23 @@ def fastest_keeping(
     def score(solution: Solution) -> Tried:
         if solution.choice not in tried:
             lost = drop_of(solution) if max_drop is not None else 0.0
-            tried[solution.choice] = Tried(solution, lost, max_drop is None or lost <= max_drop)
+            tried[solution.choice] = Tried(solution, lost, within(lost, max_drop))
         return tried[solution.choice]
 
     fastest = score(solve(problem, limits))
     if not fastest.keeps:
         faithful = score(solve(problem, limits, objective="loss"))
         if not faithful.keeps:
+            known = math.isfinite(faithful.drop)
+            raises = f"raise --max-drop to {math.ceil(faithful.drop * 1000) / 10:g}% or " if known else ""
             raise InfeasibleError(
                 f"no plan within the other budgets keeps the metric: the most faithful drops it by {faithful.drop:.4g}",
-                f"raise --max-drop to {math.ceil(faithful.drop * 1000) / 10:g}% or loosen the other budgets",
-                {"max_drop": faithful.drop},
+                f"{raises}loosen the other budgets",
+                {"max_drop": faithful.drop} if known else {},
             )
         high = fastest.solution.totals.loss
         low = max(faithful.solution.totals.loss, high * _LOWEST)
-        while len(tried) < EVALUATIONS and high / low > _CLOSE:
+        while len(tried) < EVALUATIONS and high > low * _CLOSE:
             middle = math.sqrt(low * high)
             one = score(solve(problem, limits.with_limit("loss", middle)))
             low, high = (middle, high) if one.keeps else (low, min(middle, one.solution.totals.loss))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,38 +45,48 @@ def layer_losses(
     names: Sequence[str],
     ranges: Mapping[str, Range],
     dataset: Dataset,
-    threads: int = 1,
+    workers: int = 1,
     on_layer: Callable[[str, float], None] | None = None,
 ) -> dict[str, float]:
     """Layer name -> loss of executing that layer alone in ``precision``, over all samples of ``dataset``.
 
     Simulated in onnxruntime with the Q/DQ pairs executed in float, so that the numerics are those of the plan and not
-    of one kernel. ``on_layer`` is called after each layer.
+    of one kernel. ``workers`` layers are tried at a time, each on one thread, so their number does not change the
+    losses. ``on_layer`` is called after each layer, in order.
     """
-    reference = _session(to_bytes(graph.model), threads)
+    reference = _session(to_bytes(graph.model))
     samples = [dataset.sample(index) for index in range(len(dataset))]
     expected = [_outputs(reference, sample) for sample in samples]
-    losses = {}
-    for name in names:
-        session = _session(to_bytes(apply_precisions(graph, {name: precision}, ranges)), threads)
+
+    def loss(name: str) -> float:
+        session = _session(to_bytes(apply_precisions(graph, {name: precision}, ranges)))
         noise = (relative_noise_power(_outputs(session, x), y) for x, y in zip(samples, expected, strict=True))
-        losses[name] = math.fsum(noise) / len(samples)
-        if on_layer is not None:
-            on_layer(name, losses[name])
+        return math.fsum(noise) / len(samples)
+
+    losses = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for name, found in zip(names, pool.map(loss, names), strict=True):
+                losses[name] = found
+                if on_layer is not None:
+                    on_layer(name, found)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return losses
 
 
-def _session(model: bytes, threads: int) -> Any:
+def _session(model: bytes) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # Keep the pairs as they stand: fused integer kernels differ from one CPU to the next.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
 def _outputs(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

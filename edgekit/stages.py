@@ -4,6 +4,7 @@ run resumes and a second one is quick.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -42,16 +43,20 @@ class Workbench:
         return self.job.graph_key
 
     @cached_property
+    def _probed(self) -> tuple[DeviceInfo, tuple[str, ...]]:
+        with self.job.progress.stage(f"probe {self.job.target.name}"):
+            return self.job.device.probe()
+
+    @property
     def device_info(self) -> DeviceInfo:
         """What the device is."""
-        with self.job.progress.stage(f"probe {self.job.target.name}"):
-            info, _ = self.job.device.probe()
-        return info
+        return self._probed[0]
 
     @cached_property
     def device_key(self) -> dict[str, Any]:
         """What a measurement holds for."""
-        return {**asdict(self.device_info), "version": _VERSION}
+        info, capabilities = self._probed
+        return {**asdict(info), "capabilities": list(capabilities), "version": _VERSION}
 
     @cached_property
     def histograms(self) -> dict[str, Histogram]:
@@ -164,7 +169,7 @@ class Workbench:
                     cache.write_json("losses", keys[name], loss)
                     advance()
 
-                known |= layer_losses(job.graph, precision, missing, ranges, samples, job.device.threads, keep)
+                known |= layer_losses(job.graph, precision, missing, ranges, samples, os.cpu_count() or 1, keep)
         return {name: float(known[name]) for name in names}
 
     def race(self, contestants: Mapping[str, Artifact], seconds: float, title: str) -> dict[str, Raced]:

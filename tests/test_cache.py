@@ -148,6 +148,25 @@ def test_folder_is_built_once(root):
     assert left_over(root) == []
 
 
+DAMAGES = {
+    "flipped": lambda folder: (folder / "sub" / "f").write_text("fade"),
+    "truncated": lambda folder: (folder / "sub" / "f").write_text("mad"),
+    "missing": lambda folder: (folder / "sub" / "f").unlink(),
+    "renamed": lambda folder: (folder / "sub" / "f").rename(folder / "f"),
+    "added": lambda folder: (folder / "g").touch(),
+    "unsigned": lambda folder: (folder / ".sha256").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_built_again(damage, root):
+    DAMAGES[damage](cache.folder("tools", "k", build))
+    path = cache.folder("tools", "k", build)
+    assert [p.relative_to(path).as_posix() for p in sorted(path.rglob("[!.]*"))] == ["sub", "sub/f"]
+    assert (path / "sub" / "f").read_text() == "made"
+    assert left_over(root) == []
+
+
 def test_folder_that_fails_leaves_nothing(root):
     def fail(folder: Path) -> None:
         build(folder)
@@ -164,7 +183,7 @@ def test_folder_that_another_process_made_meanwhile(root):
         cache.folder("tools", "k", lambda f: (f / "first").touch())
 
     path = cache.folder("tools", "k", late)
-    assert [p.name for p in path.iterdir()] == ["first"]
+    assert [p.name for p in path.iterdir() if not p.name.startswith(".")] == ["first"]
     assert left_over(root) == []
 
 

@@ -355,6 +355,16 @@ def test_a_step_whose_tensors_all_live_elsewhere_still_counts() -> None:
         solve(problem, Limits(memory_bytes=109))
 
 
+def test_a_small_peak_beside_a_huge_tensor_is_found_at_once() -> None:
+    layers = [(option(1.0, 0), option(1.0, 3, domain="int8", loss=1e-6))]
+    tensors = (ActivationTensor(601_805_686, 73_030, (0,)),)
+    with pytest.raises(InfeasibleError) as caught:
+        solve(
+            problem_of(*layers, tensors=tensors, steps=((0,),)), Limits(memory_bytes=80_000, loss=0.0), time_limit_s=5
+        )
+    assert caught.value.nearest == {"memory_bytes": 601_805_686.0, "loss": 1e-6}
+
+
 def test_tiny_losses_beside_a_huge_one_are_told_apart() -> None:
     layers = [(option(1.0, loss=100.0), option(2.0, loss=(i + 1) * 1e-9), option(3.0, loss=1e-10)) for i in range(8)]
     solution = solve(problem_of(*layers), Limits(latency_ms=20.0), "loss", gap=0)

@@ -7,6 +7,7 @@ precision hint is always set, since the default is bf16 wherever the CPU lists i
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,9 @@ def executes_as(planned: Precision, executed: str) -> bool:
 
 
 def convert(onnx_bytes: bytes, folder: Path, base: Precision) -> Artifact:
-    """Write ``model.xml`` and ``model.bin``. Raises `InputError` where OpenVINO cannot read the model."""
+    """Write ``model.xml`` and ``model.bin``. Raises `InputError` where OpenVINO cannot read the model, `OSError` where
+    the files cannot be written.
+    """
     import openvino
 
     try:
@@ -81,7 +84,11 @@ def convert(onnx_bytes: bytes, folder: Path, base: Precision) -> Artifact:
     _name_steadily(model, _names(onnx_bytes))
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.xml"
-    openvino.save_model(model, path, compress_to_fp16=False)
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:
+        _require_room(folder, len(onnx_bytes))  # OpenVINO does not say what was wrong with the disk
+        raise InputError(f"OpenVINO cannot write the model: {_first_line(error)}") from None
     return artifact(folder, base)
 
 
@@ -232,7 +239,15 @@ def _owners(graph: Graph) -> tuple[dict[str, str], dict[str, str]]:
     return nodes, tensors
 
 
+def _require_room(folder: Path, size_bytes: int) -> None:
+    """Raise the `OSError` that keeps a file of that size from being written."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(size_bytes))
+
+
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    informative = [line for line in lines if not line.startswith(("Exception from", "Check '"))]
-    return (informative or lines or ["unknown error"])[0][:300]
+    found = [line.removeprefix("-- ") for line in lines if line.startswith("-- ")]  # one for each unknown operator
+    noise = ("Exception from", "Check '")
+    informative = [line for line in lines if not line.startswith(noise) and not line.endswith(":")]
+    return (found or informative or lines or ["unknown error"])[0][:300]

@@ -41,6 +41,8 @@ def rank_float_precisions(
     them. What a runtime lists is not what is fast: each is raced.
     """
     candidates = [precision for precision in FLOAT_PRECISIONS if precision in offered or precision is Precision.FP32]
+    if len(candidates) == 1:
+        return {Precision.FP32: 1.0}, ()
     raced = device.race({precision.value: build({}, precision) for precision in candidates}, _RACE_S)
     ratios = {precision: raced[precision.value].ratio for precision in candidates}
     dropped = tuple(

@@ -40,10 +40,11 @@ def layer_times_ms(nodes: Iterable[ExecutedNode], layers: Sequence[Layer]) -> di
 
 
 def anchored(times_ms: Mapping[str, float], anchor_ms: float) -> dict[str, float]:
-    """Times scaled so that they sum to the measured latency of the whole."""
+    """Times scaled so that they sum to the measured latency of the whole; equal ones where the clock saw none."""
     total = sum(times_ms.values())
-    scale = anchor_ms / total if total > 0 else 0.0
-    return {name: time * scale for name, time in times_ms.items()}
+    if total <= 0:
+        return {name: anchor_ms / len(times_ms) for name in times_ms}
+    return {name: time * anchor_ms / total for name, time in times_ms.items()}
 
 
 def crossing_elements(edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> int:

@@ -173,17 +173,19 @@ def _memory_rows(
         rows.add({c: amount / unit for c, amount in weights.items()} | {column: -1.0}, 0.0, 0.0)
         resident = {column: unit}
     span = unit + max(sum(step.extra.values()) for step in table.steps)
+    if slack is not None and rows.tight:
+        span = min(span, slack)
     peak = rows.column() if minimise_peak and span > 0 else None
     for step in table.steps:
         entries = dict(resident)
         for group_index, extra in step.extra.items():
             for column in members[group_index]:
                 entries[column] = entries.get(column, 0.0) + extra
+        if slack is not None and sum(entries.values()) > slack + widest - step.least_bytes:
+            rows.budget("memory_bytes", entries, slack + widest - step.least_bytes)  # drops what can not be used
         if peak is not None:
             scaled = {c: amount / span for c, amount in entries.items()}
             rows.add(scaled | {peak: -1.0}, -math.inf, (widest - step.least_bytes) / span)
-        if slack is not None and sum(entries.values()) > slack + widest - step.least_bytes:
-            rows.budget("memory_bytes", entries, slack + widest - step.least_bytes)
     return {} if peak is None else {peak: span}
 
 
@@ -197,15 +199,16 @@ def minimise(
 ) -> Outcome:
     """The choice with the least ``quantity`` that keeps ``limits``, to a relative ``gap``, and a proven lower bound.
 
-    A minimum far below the coarsest option's amount is found in rounds: each round's value becomes the next one's
-    limit, which drops the options above it and rescales the rest. ``deadline`` is a ``time.monotonic`` value; when it
-    passes with no choice found, ``incumbent`` is returned, or ``EdgekitError`` raised where there is none.
+    A minimum far below the coarsest option's amount is found in two rounds: the first one's value becomes the second
+    one's limit, which drops what lies above it, so that the rest is given to HiGHS in finer units.
+    ``deadline`` is a ``time.monotonic`` value; when it passes with no choice found, ``incumbent`` is returned, or
+    ``EdgekitError`` raised where there is none.
     """
     best, bound = incumbent, -math.inf
-    while True:
+    for last_round in (False, True):
         mask = usable_of(table, limits)
         if mask is None:
-            return Outcome(best, _value(table, best, quantity) if best else math.inf)
+            return Outcome(best, math.inf if best is None else _value(table, best, quantity))
         program = _formulate(table, mask, limits, quantity)
         found = _choose(table, program, limits, gap, deadline)
         if found is None:  # out of time
@@ -216,12 +219,13 @@ def minimise(
                 )
             return Outcome(best, bound)
         if found.choice is None:
-            return Outcome(best, _value(table, best, quantity) if best else math.inf)
+            return Outcome(best, math.inf if best is None else _value(table, best, quantity))
         best, bound = found.choice, max(bound, found.bound, least_of(table, mask)[1][quantity])
         value = _value(table, best, quantity)
-        if value * program.scale >= _COARSE or relative_gap(value, bound) == 0:
-            return Outcome(best, min(bound, value))
+        if last_round or value * program.scale >= _COARSE or relative_gap(value, bound) == 0:
+            break
         limits = limits.with_limit(quantity, value)
+    return Outcome(best, min(bound, value))
 
 
 def _value(table: Table, choice: tuple[int, ...], quantity: Quantity) -> float:

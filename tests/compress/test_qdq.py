@@ -112,14 +112,14 @@ def test_uniform_models_keep_every_convention(name: str, precision: Precision) -
 
 @pytest.mark.parametrize("name", CASES)
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_mixes_keep_every_convention(name: str, data: st.DataObject) -> None:
     source = case(name)
     check_invariants(source, {layer: data.draw(st.sampled_from([INT8, W8, FP32])) for layer in source.names})
 
 
 @given(model=random_nets(), data=st.data())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_random_nets_keep_every_convention(model: onnx.ModelProto, data: st.DataObject) -> None:
     source = case_of(model)
     if any(np.abs(value).max() == 0 for value in run(source.write({}), source.data.sample(0)).values()):

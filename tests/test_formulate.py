@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgekit.backends import openvino
+from edgekit.cost.table import CostTable, predict_ms
+from edgekit.formulate import Planning, formulate, limits_of, weight_bytes
+from edgekit.graph import Graph, peak_activation_bytes
+from edgekit.planner import Limits, evaluate, solve
+from edgekit.types import Budget, Kind, Precision
+from tests.quantized import CASES, case
+
+FP32, BF16, INT8, W8 = Precision.FP32, Precision.BF16, Precision.INT8, Precision.W8
+BITS = openvino.runtime_weight_bits
+
+
+def planted(graph: Graph, base: Precision = FP32, boundary: float = 1e-5) -> Planning:
+    """Costs and losses that differ from layer to layer; w8 only where there are weights."""
+    latency, losses = {}, {}
+    for place, layer in enumerate(graph.layers, 1):
+        latency[layer.name] = {base: 1.0 + place / 7, INT8: 0.5 + place / 11}
+        losses[layer.name] = {base: 0.0, INT8: 1e-4 * place, W8: 3e-5 * place}
+        if layer.weights:
+            latency[layer.name][W8] = 0.9 + place / 9
+    anchors = {p: sum(row[p] for row in latency.values()) for p in (base, INT8)}
+    table = CostTable(base, latency, anchors, boundary, 0.1, "planted")
+    return formulate(graph, table, losses, BITS)
+
+
+def test_of_every_zoo_model() -> None:
+    for name in CASES:
+        graph = case(name).graph
+        assert [layer.name for layer in planted(graph).problem.layers] == [layer.name for layer in graph.layers]
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_what_the_planner_sums_is_what_the_parts_say(name: str, data: st.DataObject) -> None:
+    graph = case(name).graph
+    base = data.draw(st.sampled_from([FP32, BF16]))
+    planning = planted(graph, base)
+    choice = tuple(data.draw(st.integers(0, len(layer.options) - 1)) for layer in planning.problem.layers)
+    chosen = {
+        layer.name: layer.options[index].precision for layer, index in zip(planning.problem.layers, choice, strict=True)
+    }
+    totals = evaluate(planning.problem, choice)
+    assert totals.latency_ms == pytest.approx(predict_ms(planning.table, graph.edges, chosen).value)
+    stored = sum(
+        layer.weight_elements * (1 if chosen[layer.name] in (INT8, W8) else 4) + 4 * layer.bias_elements
+        for layer in graph.layers
+    )
+    assert totals.weight_bytes == stored
+    resident = sum(
+        layer.weight_elements * BITS[chosen[layer.name]] // 8 + 4 * layer.bias_elements for layer in graph.layers
+    )
+    assert totals.memory_bytes == resident + totals.peak_activation_bytes
+    assert totals.loss == pytest.approx(sum(planning.losses[layer][p] for layer, p in chosen.items()))
+    if base is FP32 or set(chosen.values()) in ({BF16, INT8}, {BF16}):
+        assert totals.peak_activation_bytes == peak_activation_bytes(graph, chosen)
+
+
+def test_weight_bytes() -> None:
+    assert [weight_bytes(100, 10, p) for p in (FP32, BF16, Precision.FP16, INT8, W8)] == [440, 440, 240, 140, 140]
+    assert weight_bytes(0, 0, FP32) == 0
+
+
+def test_weight_only_saves_storage_and_no_memory() -> None:
+    (first, *_) = planted(case("conv_net").graph).problem.layers
+    options = {option.precision: option for option in first.options}
+    assert options[W8].weight_bytes == options[INT8].weight_bytes < options[FP32].weight_bytes
+    assert options[W8].memory_bytes == options[FP32].memory_bytes > options[INT8].memory_bytes
+
+
+def test_domains_decide_where_a_conversion_is_paid() -> None:
+    for layer in planted(case("transformer").graph).problem.layers:
+        assert {o.precision: o.domain for o in layer.options}[INT8] == "int8"
+        assert {o.domain for o in layer.options if o.precision is not INT8} == {"float"}
+
+
+def test_forbidden_options_are_gone_and_nothing_else_changes() -> None:
+    whole = planted(case("conv_net").graph)
+    graph, names = whole.graph, [layer.name for layer in whole.graph.layers]
+    forbidden = frozenset({(names[1], INT8), (names[2], W8)})
+    left = formulate(graph, whole.table, whole.losses, BITS, forbidden)
+    for before, after in zip(whole.problem.layers, left.problem.layers, strict=True):
+        assert after.options == tuple(o for o in before.options if (before.name, o.precision) not in forbidden)
+    assert (left.problem.boundaries, left.problem.tensors) == (whole.problem.boundaries, whole.problem.tensors)
+
+
+@pytest.mark.parametrize("name", ["conv_net", "transformer", "lstm"])
+def test_a_solution_read_as_a_plan_is_the_same_plan(name: str) -> None:
+    planning = planted(case(name).graph)
+    limit = 0.6 * sum(layer.weight_elements * 4 for layer in planning.graph.layers)
+    solution = solve(planning.problem, Limits(weight_bytes=int(limit)))
+    plan = planning.plan(solution)
+    assert [(c.name, c.op_type) for c in plan.layers] == [(x.name, x.op_type) for x in planning.graph.layers]
+    latency = plan.predicted.latency_ms
+    assert latency.kind is Kind.PREDICTED
+    assert latency.source == "planted"
+    predicted = predict_ms(planning.table, planning.graph.edges, plan.precisions())
+    assert (latency.value, latency.low, latency.high) == pytest.approx((predicted.value, predicted.low, predicted.high))
+    assert plan.predicted.weight_bytes == solution.totals.weight_bytes <= limit
+    assert plan.predicted.peak_activation_bytes == peak_activation_bytes(planning.graph, plan.precisions())
+    assert (plan.gap, plan.binding) == (solution.gap, solution.binding)
+
+
+def test_limits_are_the_budgets() -> None:
+    assert limits_of(Budget(3.0, 4, 5, 0.1)) == Limits(latency_ms=3.0, weight_bytes=5, memory_bytes=4, loss=None)
+    assert limits_of(Budget(), 0.5) == Limits(loss=0.5)
