@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import results
 from edgekit.errors import InputError, VerifyError
-from edgekit.replacing import replacing
+from edgekit.replacing import replacing, require_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,8 +106,11 @@ def require_replaceable(out: Path) -> None:
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror}", "choose a folder that you may read and write") from error
     above = next(parent for parent in out.parents if os.path.lexists(parent))
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: cannot write in {above}", "choose a folder that you may write to")
+    try:
+        require_folder(above)
+    except OSError as error:
+        message = f"--out {out}: cannot write in {above}: {error.strerror}"
+        raise InputError(message, "choose a folder that you may write to") from error
 
 
 def pack(
@@ -255,6 +258,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     if not path.is_dir():
         raise InputError(f"{path}: no bundle is there", "pass the folder that `edgekit deploy --out` wrote")
+    if not os.path.lexists(path / MANIFEST):
+        message = f"{path}: not a bundle: {MANIFEST} is missing"
+        raise VerifyError(message, "pass the folder that `edgekit deploy --out` wrote")
     content = _read(path, MANIFEST, MAX_JSON_BYTES)
     if _read(path, MANIFEST_DIGEST, 1024) != _digest_line(content):
         raise VerifyError(f"{MANIFEST}: does not match {MANIFEST_DIGEST}: one of the two was changed")

@@ -266,10 +266,11 @@ def plan(
     edgekit plan model.onnx --target host --data calib.npz --latency 10ms --out plan.json
     """
     from edgekit import api, results
-    from edgekit.report import tables
+    from edgekit.reporting import tables
 
     budget = _budget(latency, memory, size, max_drop)
     shapes = _shapes(shape)
+    _require_writable(out, pareto)
     terminal = _terminal()
     found = api.plan(
         model,
@@ -314,7 +315,7 @@ def predict(
     edgekit predict model.onnx --target host --precision int8
     """
     from edgekit import api, results
-    from edgekit.report import tables
+    from edgekit.reporting import tables
 
     shapes = _shapes(shape)
     terminal = _terminal()
@@ -346,7 +347,7 @@ def inspect(
 ) -> None:
     """Show the layers of MODEL: shapes, multiply-accumulates, weights, peak activations."""
     from edgekit import api, results
-    from edgekit.report import tables
+    from edgekit.reporting import tables
 
     found = api.inspect(model, target, shapes=_shapes(shape), overlays=overlay or ())
     if as_json:
@@ -363,7 +364,7 @@ def targets(
 ) -> None:
     """List the boards that --target knows, or show one with its device profile."""
     from edgekit import catalog, results
-    from edgekit.report import tables
+    from edgekit.reporting import tables
 
     overlays = overlay or ()
     if name is not None:
@@ -390,7 +391,7 @@ def bench(
 ) -> None:
     """Verify a bundle and measure its latency again on this machine."""
     from edgekit import api, results
-    from edgekit.report import tables
+    from edgekit.reporting import tables
 
     terminal = _terminal()
     with terminal.progress.stage(f"measure {bundle}"):
@@ -429,7 +430,7 @@ def report(bundle: Bundle, as_json: Json = False) -> None:
 
 
 def _print_summary(result: Any, terminal: _Terminal) -> None:
-    from edgekit.report.terminal import print_summary
+    from edgekit.reporting.terminal import print_summary
 
     print_summary(result, terminal.out)
 
@@ -442,6 +443,15 @@ def _precision(word: str) -> str:
     if word not in words:
         raise InputError(f"--precision {word!r} is not a precision", f"choose from {', '.join(words)}")
     return word
+
+
+def _require_writable(*paths: Path | None) -> None:
+    """Before the long work, not after it."""
+    from edgekit.replacing import require_writable
+
+    for path in paths:
+        if path is not None:
+            require_writable(path)
 
 
 def _write_file(path: Path | None, document: object) -> None:
@@ -460,8 +470,9 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:  # under nohup it is ignored, and stays so
             signal.signal(number, signal.default_int_handler)
-    _keep_stdout_ours()
-    app()
+    with _one_line_errors():  # those of parsing and of help texts; commands' own end before
+        _keep_stdout_ours()
+        app()
 
 
 def _keep_stdout_ours() -> None:

@@ -13,7 +13,7 @@ from edgekit.job import Job
 from edgekit.outcome import assemble
 from edgekit.planning import Planned, make_plan, plan_again
 from edgekit.recipes.samples import preprocess_contract
-from edgekit.report import html
+from edgekit.reporting import html
 from edgekit.results import DeployResult, Round
 from edgekit.scoring import Scorer
 from edgekit.stages import Workbench

@@ -46,7 +46,7 @@ class Planning:
             predicted=Predicted(
                 latency, totals.weight_bytes, totals.peak_activation_bytes, totals.memory_bytes, totals.loss
             ),
-            gap=solution.gap,
+            gap=solution.search_gap,
             binding=solution.binding,
         )
 

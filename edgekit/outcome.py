@@ -11,6 +11,7 @@ from pathlib import Path
 from edgekit.cost.table import mac_baseline_ms, predict_ms
 from edgekit.devices.race import Raced
 from edgekit.formulate import weight_bytes
+from edgekit.graph.liveness import peak_activation_bytes
 from edgekit.guards import Contestant
 from edgekit.job import Job
 from edgekit.planner import Solution, evaluate
@@ -28,7 +29,7 @@ from edgekit.results import (
     RecipeInfo,
     Round,
 )
-from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, MetricResult, Plan, Precision
+from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, MetricResult, Plan, Precision, Predicted
 from edgekit.versions import versions
 
 
@@ -159,15 +160,11 @@ def _shipped_plan(planned: Planned, taken: Mapping[str, Precision]) -> Plan:
     if known:
         return plan
     # The unmodified model, where the float options were of another precision.
-    predicted = replace(
-        plan.predicted,
-        latency_ms=Figure(Kind.NONE, source="the unmodified model was raced, not planned"),
-        weight_bytes=sum(
-            weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name])
-            for layer in planned.planning.graph.layers
-        ),
-        loss=0.0,
-    )
+    graph = planned.planning.graph
+    weights = sum(weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]) for layer in graph.layers)
+    peak = peak_activation_bytes(graph, taken)
+    unplanned = Figure(Kind.NONE, source="the unmodified model was raced, not planned")
+    predicted = Predicted(unplanned, weights, peak, weights + peak, 0.0)
     return replace(
         plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted, gap=0.0
     )

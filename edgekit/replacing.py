@@ -47,6 +47,25 @@ def replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def require_folder(folder: Path) -> None:
+    """Raise the `OSError` that keeps new files out of ``folder``. Permissions alone do not tell: root has them all, and
+    /proc refuses.
+    """
+    probe = folder / f".edgekit-{os.getpid()}"
+    probe.mkdir(exist_ok=True)
+    probe.rmdir()
+
+
+def require_writable(path: Path) -> None:
+    """Check, before any long work, that `write_text` can write ``path``. Raises `InputError`."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        require_folder(path.parent)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}", "choose another place") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file that is complete or not there. Raises `InputError` when it cannot be written."""
     temporary = path.with_name(f".{path.name}.edgekit-{os.getpid()}")

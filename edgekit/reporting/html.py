@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.report import figures, verdict, wording
+from edgekit.reporting import figures, verdict, wording
 from edgekit.results import DeployResult, LayerDetail
 from edgekit.types import Precision
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from edgekit.report import verdict, wording
+from edgekit.reporting import verdict, wording
 from edgekit.results import DeployResult, ParetoPoint
 from edgekit.types import Candidate, Kind
 

@@ -27,7 +27,9 @@ def table(columns: Sequence[str], numbers: Iterable[str] = ()) -> Table:
     right = set(numbers)
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        made.add_column(
+            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right
+        )
     return made
 
 
