@@ -50,7 +50,6 @@ _COMPUTES = {
     "RNNCell": frozenset({"LSTM", "GRU", "RNN"}),
 }
 _SUBGRAPH = "Subgraph"  # generated code: element-wise operators, and the whole of an attention with its two products
-_MOVES = frozenset({"Const", "Convert", "Reorder", "Reshape", "Transpose", "Concat"})
 _EXECUTED_WORDS = {
     Precision.FP32: ("f32",),
     Precision.BF16: ("bf16",),
@@ -126,8 +125,8 @@ def executed_nodes(rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[Exe
     """Join the executed nodes to layers.
 
     Fusion keeps a layer's name mostly, but not always. A computing node without one takes the layer upstream of its own
-    name (a fused bias, say) or of the first name that it kept, or else the first layer of its kind, in execution order,
-    that no other node has claimed.
+    name (a fused bias, say) or of the names that it kept, or else the first layer of its kind, in execution order, that
+    no other node has claimed.
     A subgraph computes the layers that it is named after, and the products of activations that it swallowed nameless.
     Every other node belongs to the layer upstream of its names, or to the one executed before it.
     """
@@ -139,7 +138,7 @@ def executed_nodes(rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[Exe
     for row in rows:
         names = [_node_name(name) for name in row["original_names"]]
         named.append(tuple(dict.fromkeys(n for n in (results.get(n, n) for n in names) if n in layers)))
-        owners = (_owner(name, node_owner, tensor_owner) for name in names)
+        owners = (_owner(name, node_owner, tensor_owner) for name in (row["name"], *names))
         upstream.append(tuple(dict.fromkeys(owner for owner in owners if owner)))
     computes: list[tuple[str, ...]] = [()] * len(rows)
     unclaimed = list(layers)
@@ -158,7 +157,7 @@ def executed_nodes(rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[Exe
     for index in kernels:
         if not computes[index]:
             found = fitting(index)
-            claim(index, (tuple(name for name in upstream[index][:1] if name in found) or tuple(found[:1])))
+            claim(index, tuple([name for name in (*upstream[index], *found) if name in found][:1]))
     for index in subgraphs:
         swallowed = tuple(name for name in upstream[index] if name in unclaimed and not layers[name].weights)
         claim(index, tuple(dict.fromkeys((*swallowed, *named[index]))))
@@ -206,13 +205,6 @@ def _name_steadily(model: openvino.Model, taken: frozenset[str], path: str = "")
             bodies = [node.get_function()] if kind in ("Loop", "TensorIterator") else []
         for number, body in enumerate(bodies):
             _name_steadily(body, taken, f"{path}{index}.{number}/")
-
-
-def _layers_named(row: Mapping[str, Any], layers: Mapping[str, str]) -> tuple[str, ...]:
-    """The layers that an executed node names, except one that only moves data."""
-    if row["type"] in _MOVES:
-        return ()
-    return tuple(dict.fromkeys(name for name in map(_node_name, row["original_names"]) if name in layers))
 
 
 def _node_name(name: str) -> str:

@@ -62,7 +62,7 @@ def render(result: DeployResult) -> str:
     from markupsafe import Markup
 
     environment = Environment(
-        loader=PackageLoader("edgekit.report", ""),
+        loader=PackageLoader("edgekit.reporting", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

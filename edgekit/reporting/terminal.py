@@ -34,8 +34,8 @@ def print_summary(result: DeployResult, console: Console) -> None:
     )
     line("")
     rows = table(
-        ("", "candidate", "p50 ms", "p90", "p99", "speed", _metric_heading(result), "drop", "SQNR", "size"),
-        ("p50 ms", "p90", "p99", "speed", "drop", "SQNR", "size"),
+        ("", "candidate", "p50 ms", "p99", "speed", _metric_heading(result), "drop", "SQNR", "size"),
+        ("p50 ms", "p99", "speed", "drop", "SQNR", "size"),
     )
     for candidate in result.candidates:
         rows.add_row(*_row(result, candidate), style="bold" if candidate.name == result.chosen else "")
@@ -67,7 +67,8 @@ def print_summary(result: DeployResult, console: Console) -> None:
 
 
 def _metric_heading(result: DeployResult) -> str:
-    return result.candidates[0].metric.name.rpartition(":")[2]
+    unit = " %" if verdict.is_share(verdict.float_candidate(result).metric) else ""
+    return result.candidates[0].metric.name.rpartition(":")[2] + unit
 
 
 def _row(result: DeployResult, candidate: Candidate) -> list[str]:
@@ -79,7 +80,6 @@ def _row(result: DeployResult, candidate: Candidate) -> list[str]:
         "→" if candidate.name == result.chosen else "",
         escape(candidate.name),
         wording.bare_ms(latency.p50),
-        wording.bare_ms(latency.p90),
         wording.bare_ms(latency.p99),
         f"{verdict.speedup(candidate, reference):.2f}x",
         _metric_text(candidate.metric, share),
@@ -90,6 +90,6 @@ def _row(result: DeployResult, candidate: Candidate) -> list[str]:
 
 
 def _metric_text(metric: MetricResult, share: bool) -> str:
-    """ "95.0 % [91.9, 96.9]": short enough not to be wrapped."""
+    """ "95.0 (91.9–96.9)": short enough not to be wrapped."""
     low, high = (wording.level(bound, share, unit=False) for bound in (metric.low, metric.high))
-    return f"{wording.level(metric.value, share)} \\[{low}, {high}]"
+    return f"{wording.level(metric.value, share, unit=False)} ({low}–{high})"

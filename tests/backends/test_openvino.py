@@ -203,8 +203,8 @@ def test_what_cannot_be_compiled_is_an_input_error(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def row(kind: str, precision: str, *names: str) -> Mapping[str, Any]:
-    return {"name": "n", "type": kind, "precision": precision, "original_names": list(names), "latency_ms": 1.0}
+def row(kind: str, precision: str, *names: str, own: str = "n") -> Mapping[str, Any]:
+    return {"name": own, "type": kind, "precision": precision, "original_names": list(names), "latency_ms": 1.0}
 
 
 class TestAttribution:
@@ -242,6 +242,11 @@ class TestAttribution:
             row("MatMul", "f32", "MatMul_99"),
         ]
         assert [node.layers for node in openvino.executed_nodes(rows, graph)] == [("fc",), ("gemm",), ("product",)]
+
+    def test_a_kernel_that_kept_only_a_fused_operators_name_is_the_layer_before_it(self, graph: Graph) -> None:
+        rows = [row("FullyConnected", "u8", "?", own="?"), row("MatMul", "f32", "MatMul_9", own="scale")]
+        nodes = openvino.executed_nodes([*rows, row("FullyConnected", "u8", "x_1", "sin")], graph)
+        assert [node.layers for node in nodes] == [("fc",), ("product",), ("gemm",)]
 
     def test_constant_products_are_not_given_to_products_of_activations(self, graph: Graph) -> None:
         rows = [row("FullyConnected", "f32", "fc"), row("Subgraph", "f32", "scale"), row("FullyConnected", "u8", "?")]

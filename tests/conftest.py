@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.command import Desk, Finished, fill
+
+
+@pytest.fixture(scope="session")
+def session_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for all tests of a session: what one measured, the others need not."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def deployed(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> tuple[Desk, Finished]:
+    """A folder with the model, its samples and a ``bundle`` for target quick, and what the deployment printed."""
+    desk = Desk(tmp_path_factory.mktemp("deployed"), session_cache)
+    fill(desk.folder)
+    done = desk.succeed("deploy", "model.onnx", *QUICK, "--out", "bundle", "--json")
+    return desk, done
+
+
+QUICK = ("--target", "quick", "--overlay", "overlay", "--data", "data.npz")
+
+
+@pytest.fixture
+def desk(tmp_path: Path, session_cache: Path) -> Desk:
+    """A folder of its own with the model and its samples."""
+    fill(tmp_path)
+    return Desk(tmp_path, session_cache)
