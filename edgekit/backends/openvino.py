@@ -44,7 +44,7 @@ _MATRIX = frozenset({"MatMul", "Gemm"})
 _COMPUTES = {
     "Convolution": frozenset({"Conv"}) | _MATRIX,
     "Deconvolution": frozenset({"ConvTranspose"}),
-    "FullyConnected": _MATRIX,  # of a constant matrix
+    "FullyConnected": frozenset({"Conv"}) | _MATRIX,  # a constant matrix, or a pointwise convolution between transposes
     "MatMul": _MATRIX,
     "RNNSeq": frozenset({"LSTM", "GRU", "RNN"}),
     "RNNCell": frozenset({"LSTM", "GRU", "RNN"}),

@@ -114,6 +114,19 @@ def test_int8_really_is_smaller(compiled: Any) -> None:
         assert sizes["w8"] < 0.6 * sizes["fp32"]
 
 
+@pytest.mark.parametrize("kind", ["fp32", "int8", "w8"])
+def test_a_pointwise_convolution_that_becomes_a_matrix_product_is_found(kind: str, tmp_path: Path) -> None:
+    """Weight-only models exported from channels-last frameworks: the heads run as FullyConnected."""
+    net = Net()
+    y = net.op("Relu", net.conv(net.op("Transpose", net.input("x", [1, 8, 8, 4]), perm=[0, 3, 1, 2]), 4, 16))
+    heads = [net.op("Transpose", net.conv(y, 16, width, 1), perm=[0, 2, 3, 1]) for width in (2, 6)]
+    source = case_of(net.model(heads))
+    artifact = openvino.convert(source.write(plans(source)[kind]), tmp_path, FP32)
+    found = executed(openvino.executed_nodes(host().profile({"m": artifact}, 0.01, 1)["m"], source.graph))
+    assert set(found) == set(source.names)
+    assert all(openvino.executes_as(plans(source)[kind].get(name, FP32), word) for name, (word,) in found.items())
+
+
 def control_flow(kind: str) -> onnx.ModelProto:
     """A convolution followed by an If or a Loop, whose bodies hold constants."""
     net = Net()
