@@ -52,8 +52,9 @@ class Backend(Protocol):
     RUNNER: str
     #: Bits of one weight element in memory, once the runtime has loaded a layer of that precision.
     runtime_weight_bits: Mapping[Precision, int]
-    #: Operator types of the layers whose int8 execution has the numerics of the Q/DQ pairs.
-    int8_op_types: frozenset[str]
+    #: Operator types of the layers that may take a quantized precision: in any mix with other layers they compile, and
+    #: compute what their Q/DQ pairs say.
+    quantized_op_types: Mapping[Precision, frozenset[str]]
 
     def hint(self, base: Precision) -> str:
         """The runtime's word for the float precision ``base``, as the runner takes it."""

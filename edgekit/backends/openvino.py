@@ -34,9 +34,11 @@ runtime_weight_bits = {
     Precision.W8: 32,
 }
 
-# LSTM, GRU and RNN are left out: their int8 kernels keep the recurrent state in 8 bits, on the input's scale, which no
-# Q/DQ pair describes (measured 3 to 20 dB where the pairs promise 34 to 56), and some ranges fail to compile.
-int8_op_types = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+# LSTM, GRU and RNN are left out. Their int8 kernels keep the recurrent state in 8 bits, on the input's scale, which no
+# Q/DQ pair describes (measured 3 to 20 dB where the pairs promise 34 to 56), and some ranges fail to compile; with w8
+# they do not compile beside any int8 layer ("expects Constant for port 4").
+_QUANTIZED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+quantized_op_types = {Precision.INT8: _QUANTIZED, Precision.W8: _QUANTIZED}
 
 _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16", Precision.FP16: "f16"}
 # Executed node types that compute a layer, and the layers that they can be; the other types move or transform data.

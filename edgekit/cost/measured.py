@@ -75,7 +75,14 @@ def measure_costs(
     dropped: list[DroppedOption] = []
     if Precision.INT8 in offered:
         int8, int8_nodes, dropped = _executing_int8(graph, device, build, base)
-    weighted = [layer.name for layer in graph.layers if layer.weights] if Precision.W8 in offered else []
+    weighted: list[str] = []
+    if Precision.W8 in offered:
+        for layer in graph.layers:
+            if layer.weights and layer.op_type in device.backend.quantized_op_types[Precision.W8]:
+                weighted.append(layer.name)
+            elif layer.weights:
+                reason = f"the runtime cannot mix {layer.op_type} layers of {Precision.W8.value} with others"
+                dropped.append(DroppedOption(Precision.W8.value, layer.name, reason))
 
     plans: dict[str, dict[str, Precision]] = {"float": dict.fromkeys(names, base)}
     if int8:
@@ -128,7 +135,7 @@ def _executing_int8(
     refused = {
         name: f"the runtime's int8 {kind} does not compute what its quantized weights and inputs say"
         for name, kind in kinds.items()
-        if kind not in backend.int8_op_types
+        if kind not in backend.quantized_op_types[Precision.INT8]
     }
 
     def profiled(names: list[str]) -> tuple[ExecutedNode, ...]:

@@ -22,8 +22,8 @@ INT8_WORDS = {"i8", "u8"}
 
 def plans(source: Case) -> dict[str, dict[str, Precision]]:
     """The uniform models; in int8 the layers that the backend offers it for."""
-    int8 = [one.name for one in source.graph.layers if one.op_type in openvino.int8_op_types]
-    return {"fp32": {}, "int8": dict.fromkeys(int8, INT8), "w8": source.uniform(W8)}
+    names = [one.name for one in source.graph.layers if one.op_type in openvino.quantized_op_types[INT8]]
+    return {"fp32": {}, "int8": dict.fromkeys(names, INT8), "w8": dict.fromkeys(names, W8)}
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +105,30 @@ class TestZoo:
             assert ours.read_bytes() == theirs.read_bytes()
         assert again.weight_bytes == again.files[1].stat().st_size
         assert openvino.artifact(tmp_path, FP32) == again
+
+
+def test_random_mixes_compile_and_execute_as_planned(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mixes: dict[str, dict[str, Precision]] = {}
+    for name in CASES:
+        for number in range(3):
+            mix = mixes[f"{name} {number}"] = {}
+            for layer in case(name).graph.layers:
+                options = [FP32]
+                for precision in (INT8, W8):
+                    offered = layer.op_type in openvino.quantized_op_types[precision]
+                    if offered and (name, layer.name) not in FLOAT_ALL_THE_SAME:
+                        options.append(precision)
+                mix[layer.name] = options[rng.integers(len(options))]
+    artifacts = {
+        key: openvino.convert(case(key.split()[0]).write(mix), tmp_path / key, FP32) for key, mix in mixes.items()
+    }
+    rows = host().profile(artifacts, 0.005, compiles=1)
+    for key, mix in mixes.items():
+        found = executed(openvino.executed_nodes(rows[key], case(key.split()[0]).graph))
+        assert set(found) == set(mix), key
+        for layer, precision in mix.items():
+            assert all(openvino.executes_as(precision, word) for word in found[layer]), (key, layer, found[layer])
 
 
 def test_int8_really_is_smaller(compiled: Any) -> None:
@@ -291,7 +315,7 @@ def test_words_for_precisions() -> None:
 
 
 def test_recurrent_int8_is_not_what_the_pairs_say(tmp_path: Path) -> None:
-    """Why the backend does not offer it: when this fails, OpenVINO has learnt it, and `int8_op_types` may grow."""
+    """Why the backend does not offer it: when this fails, OpenVINO has learnt it, and `quantized_op_types` may grow."""
     source = case("gru")
     plan = {one.name: INT8 for one in source.graph.layers if one.op_type == "GRU"}
     names = [tensor.name for tensor in source.graph.outputs]
@@ -301,6 +325,15 @@ def test_recurrent_int8_is_not_what_the_pairs_say(tmp_path: Path) -> None:
     except InputError:
         return
     assert sqnr_db(session(sample), run(source.write(plan), sample)) < 30
+
+
+def test_recurrent_weight_only_does_not_compile_beside_int8(tmp_path: Path) -> None:
+    """Why w8 is not offered for it either: when this fails, it may be."""
+    source = case("lstm")
+    plan = {one.name: W8 if one.op_type == "LSTM" else INT8 for one in source.graph.layers}
+    artifact = openvino.convert(source.write(plan), tmp_path, FP32)
+    with pytest.raises(InputError, match="OpenVINO cannot compile the model: LSTMSequence"):
+        openvino.session(artifact, 1, [tensor.name for tensor in source.graph.outputs])
 
 
 def test_backends_by_name() -> None:

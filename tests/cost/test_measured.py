@@ -87,10 +87,13 @@ def test_layers_without_a_true_int8_are_dropped_one_by_one(
     name: str, kept_float: set[str], folders: Iterator[Path]
 ) -> None:
     source = case(name)
-    costs = measure(source, builder(source, folders), FP32, INT8)
-    assert {row.scope for row in costs.dropped} == kept_float
-    assert all(row.option == "int8" and row.reason for row in costs.dropped)
+    costs = measure(source, builder(source, folders), FP32, INT8, W8, weight_only=True)
+    recurrent = kept_float if name != "transformer" else set()
+    assert {row.scope for row in costs.dropped if row.option == "int8"} == kept_float
+    assert {row.scope for row in costs.dropped if row.option == "w8"} == recurrent
+    assert all(row.reason for row in costs.dropped)
     assert offered_in(costs, INT8) == set(source.names) - kept_float
+    assert offered_in(costs, W8) == {layer.name for layer in source.graph.layers if layer.weights} - recurrent
     assert offered_in(costs, FP32) == set(source.names)
 
 
