@@ -12,6 +12,7 @@ The functions are those of the command line; heavy libraries load when one is ca
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from edgekit.errors import EdgekitError
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from edgekit.api import bench, deploy, inspect, load, plan, predict, report, targets, verify
 
 __version__ = "0.1.0"
+
+# The onnxruntime wheel reports usage to its maker, and leaves a file in the folder for temporary files, unless told not
+# to before it is imported. What is deployed here is nobody else's business.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = [
     "Budget",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgekit.backends import backend
 from edgekit.catalog import Target
 from edgekit.formulate import weight_bytes
 from edgekit.graph import Graph, Tensor
@@ -72,4 +73,10 @@ def inspect_graph(path: Path, graph: Graph, target: Target | None) -> Inspection
 def _options(layer: Layer, target: Target | None) -> tuple[Precision, ...]:
     if target is None:
         return ()
-    return tuple(p for p in target.precisions if p is not Precision.W8 or layer.weights)
+    quantized = backend(target.backend).quantized_op_types
+    return tuple(
+        precision
+        for precision in target.precisions
+        if layer.op_type in quantized.get(precision, {layer.op_type})
+        and (precision is not Precision.W8 or layer.weights)
+    )

@@ -196,12 +196,12 @@ def _reason(times_ms: Mapping[Precision, float], taken: Precision, dropped: str)
     if taken is Precision.INT8:
         return ""
     if dropped:
-        return f"int8 is not offered: {dropped}"
+        return f"no int8: {dropped}"
     if Precision.INT8 not in times_ms:
         return ""
     if times_ms[Precision.INT8] >= min(ms for p, ms in times_ms.items() if p is not Precision.INT8):
-        return "int8 is not faster here"
-    return "int8 would cost more accuracy than its time is worth"
+        return "int8 not faster"
+    return "int8 costs accuracy"
 
 
 def _considered(planned: Planned) -> tuple[ParetoPoint, ...]:

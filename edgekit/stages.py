@@ -27,7 +27,7 @@ from edgekit.sensitivity import layer_losses
 from edgekit.types import Latency, Precision
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 2
+_VERSION = 3
 SENSITIVITY_SAMPLES = 16
 
 

@@ -22,7 +22,6 @@ ROOMS = (
     *("entries", "results", "versions", "replacing", "progress", "budget"),
     *("catalog", "graph", "cache"),
     *("planner", "recipes", "backends", "devices", "compress", "cost", "sensitivity"),
-    *("formulate", "search", "inspection", "bundle", "report", "reporting"),
     *("job", "stages", "scoring", "planning", "guards", "blame", "prediction", "outcome"),
     *("deployment", "api", "cli", "__main__"),
 )

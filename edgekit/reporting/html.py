@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os.path
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +12,21 @@ from edgekit.reporting import figures, verdict, wording
 from edgekit.results import DeployResult, LayerDetail
 from edgekit.types import Precision
 
+# What a binding budget is called in a sentence.
+_LIMITS = {"loss": "accuracy", "max_drop": "accuracy", "latency_ms": "latency", "weight_bytes": "size"}
+_SHORTEST_PREFIX = 12
+
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer as the table shows it; shares are of the table's largest, in percent, for the bars."""
+    """A layer as the table shows it; shares are of the table's largest, in percent, for the bars. ``name`` lacks the
+    prefix that all layers share; ``width`` is the layer's part of the plan's time, for the ribbon.
+    """
 
     number: int
     name: str
+    full_name: str
+    width: float
     op_type: str
     precision: str
     keep: str
@@ -30,6 +40,26 @@ class LayerRow:
     noise_share: float
     reason: str
     kind: str
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """An option that was set aside for one reason in one place or many."""
+
+    option: str
+    model: bool
+    where: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The predicted latency that the race is compared with. ``ships`` is False where it is of a plan that lost."""
+
+    ms: str
+    kind: str
+    source: str
+    ships: bool
 
 
 @dataclass(frozen=True)
@@ -48,7 +78,6 @@ class CandidateRow:
     sqnr: str
     agreement: str
     size: str
-    kind: str
     note: str
 
 
@@ -69,20 +98,33 @@ def render(result: DeployResult) -> str:
         lstrip_blocks=True,
     )
     pictures = [figures.latency(result), figures.metric(result), figures.size(result)]
-    return environment.get_template("template.html.j2").render(
+    text = environment.get_template("template.html.j2").render(
         result=result,
         verdict=verdict.verdict(result),
+        shipped=verdict.shipped(result),
+        reference=verdict.float_candidate(result),
+        planned=verdict.is_planned(result),
         precisions=verdict.precision_counts(result),
         candidates=candidate_rows(result),
         layers=layer_rows(result),
+        prefix=_common_prefix([row.name for row in result.layers]),
+        base=_base(result.layers).value,
+        ships_in={row.name: row.precision.value for row in result.layers},
+        dropped=dropped_options(result),
+        expected=expected(result),
+        limits=", ".join(sorted({_LIMITS.get(name, name) for name in result.plan.binding})),
         pictures=[Markup(picture) for picture in pictures],  # noqa: S704 - made by figures.py, which escapes texts
-        pareto=Markup(figures.pareto(result)) if result.pareto else None,  # noqa: S704
+        pareto=Markup(figures.pareto(result)),  # noqa: S704
+        points=sorted(result.pareto, key=lambda point: point.latency_ms),
+        shipped_point=figures.shipped_point(result),
         finite=lambda value: value is not None and math.isfinite(value),
         metric_value=lambda value: verdict.metric_values(result, value),
         drop=lambda value: wording.drop(value, verdict.is_share(verdict.float_candidate(result).metric)),
         budget_text=budget_text(result),
         wording=wording,
+        snr=lambda point: wording.decibel(figures.snr_db(point)),
     )
+    return text.encode("utf-8", "replace").decode()  # file names need not be valid text
 
 
 def budget_text(result: DeployResult) -> str:
@@ -105,6 +147,7 @@ def candidate_rows(result: DeployResult) -> list[CandidateRow]:
     for candidate in result.candidates:
         spread = candidate.latency_ms
         is_reference = candidate.name == reference.name
+        change, interval = verdict.change_text(candidate, reference), verdict.interval_text(candidate, reference)
         rows.append(
             CandidateRow(
                 name=candidate.name,
@@ -115,12 +158,11 @@ def candidate_rows(result: DeployResult) -> list[CandidateRow]:
                 runs=spread.n,
                 speed=f"{verdict.speedup(candidate, reference):.2f}x",
                 metric=verdict.metric_text(candidate.metric),
-                change="–" if is_reference else verdict.change_text(candidate, reference),
+                change="–" if is_reference else f"{change} ({interval})" if interval else change,
                 sqnr=wording.decibel(candidate.sqnr_db),
                 agreement="–" if candidate.agreement is None else wording.level(candidate.agreement, share=True),
                 size=wording.size(candidate.weight_bytes),
-                kind=candidate.kind.value,
-                note=candidate.note,
+                note="ships" if candidate.name == result.chosen else verdict.why_not(result, candidate),
             )
         )
     return rows
@@ -128,38 +170,107 @@ def candidate_rows(result: DeployResult) -> list[CandidateRow]:
 
 def layer_rows(result: DeployResult) -> list[LayerRow]:
     """The plan as text, in execution order."""
-    slowest = max((time for row in result.layers for time in row.latency_ms.values()), default=0.0) or 1.0
-    noises = [noise for row in result.layers if (noise := verdict.noise_of_int8(row)) and math.isfinite(noise)]
-    scale = (10 * math.log10(min(noises)) - 3, 10 * math.log10(max(noises))) if noises else (-1.0, 0.0)
-    return [_layer_row(number, row, slowest, scale) for number, row in enumerate(result.layers, 1)]
+    rows = result.layers
+    noises = [noise for row in rows if 0 < (noise := verdict.noise_of_int8(row) or 0.0) < math.inf]
+    scale = _Scale(
+        base=_base(rows),
+        prefix=len(_common_prefix([row.name for row in rows])),
+        slowest_ms=max((time for row in rows for time in row.latency_ms.values() if time > 0), default=1.0),
+        total_ms=sum(_chosen_ms(row) for row in rows) or 1.0,
+        quiet_db=10 * math.log10(min(noises)) - 3 if noises else -1.0,
+        loud_db=10 * math.log10(max(noises)) if noises else 0.0,
+    )
+    return [_layer_row(number, row, scale) for number, row in enumerate(rows, 1)]
 
 
-def _layer_row(number: int, row: LayerDetail, slowest_ms: float, scale_db: tuple[float, float]) -> LayerRow:
-    reference, chosen = row.latency_ms.get(Precision.FP32), row.latency_ms.get(row.precision)
+def dropped_options(result: DeployResult) -> list[Dropped]:
+    """The options set aside, those of the whole model first; layers with the same option and reason in one row."""
+    grouped: dict[tuple[bool, str, str], list[str]] = {}
+    for one in result.options_dropped:
+        grouped.setdefault((one.scope != "model", one.option, one.reason), []).append(one.scope)
+    rows = [Dropped(option, not layer, tuple(where), reason) for (layer, option, reason), where in grouped.items()]
+    return sorted(rows, key=lambda row: not row.model)
+
+
+def expected(result: DeployResult) -> Expected:
+    """The prediction that the race judged, else that of what ships. Its interval is relative, as profiles state it."""
+    figure = result.plan.predicted.latency_ms
+    if figure.value is None or not math.isfinite(figure.value):
+        shown = result.prediction
+        if shown is None:
+            return Expected("none", figure.kind.value, figure.source, True)
+        return Expected(wording.bare_ms(shown.predicted_ms), "predicted, no interval", "", False)
+    value = figure.value if result.prediction is None else result.prediction.predicted_ms
+    text = wording.bare_ms(value)
+    kind = figure.kind.value
+    if figure.low is not None and figure.high is not None and figure.value > 0:
+        low, high = (wording.bare_ms(bound * value / figure.value) for bound in (figure.low, figure.high))
+        text += f" ({low} to {high})"
+        kind += ", 90 % interval"
+    return Expected(text, kind, figure.source, math.isclose(value, figure.value, rel_tol=1e-3))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What the rows of one table have in common."""
+
+    base: Precision
+    prefix: int
+    slowest_ms: float
+    total_ms: float
+    quiet_db: float
+    loud_db: float
+
+
+def _layer_row(number: int, row: LayerDetail, scale: _Scale) -> LayerRow:
+    reference, chosen = row.latency_ms.get(scale.base), row.latency_ms.get(row.precision)
     noise = verdict.noise_of_int8(row)
+    loudness_db = 10 * math.log10(noise) if noise is not None and noise > 0 else -math.inf
     texts: dict[str, Any] = {
         "float_ms": "–" if reference is None else wording.bare_ms(reference),
         "chosen_ms": "–" if chosen is None else wording.bare_ms(chosen),
-        "noise": "–" if noise is None else "not finite" if math.isinf(noise) else wording.noise_db(noise),
+        "noise": "–" if noise is None else wording.noise_db(noise),
     }
     return LayerRow(
         number=number,
-        name=row.name,
+        name=row.name[scale.prefix :],
+        full_name=row.name,
+        width=round(100 * _chosen_ms(row) / scale.total_ms, 2),
         op_type=row.op_type,
         precision=row.precision.value,
         keep="" if row.keep >= 1 else f"{100 * row.keep:.0f} %",
         macs=wording.count(row.macs),
         size=wording.size(row.weight_bytes),
-        float_share=_share(reference or 0.0, 0.0, slowest_ms),
-        chosen_share=_share(chosen or 0.0, 0.0, slowest_ms),
-        noise_share=_share(10 * math.log10(noise) if noise else -math.inf, *scale_db),
+        float_share=_share(reference or 0.0, 0.0, scale.slowest_ms),
+        chosen_share=_share(chosen or 0.0, 0.0, scale.slowest_ms),
+        noise_share=_share(loudness_db, scale.quiet_db, scale.loud_db),
         reason=row.reason,
         kind=row.latency_kind.value,
         **texts,
     )
 
 
+def _base(rows: Sequence[LayerDetail]) -> Precision:
+    """The float precision that layers were timed in."""
+    timed = {precision for row in rows for precision in row.latency_ms}
+    return next((p for p in (Precision.FP32, Precision.BF16, Precision.FP16) if p in timed), Precision.FP32)
+
+
+def _chosen_ms(row: LayerDetail) -> float:
+    time = row.latency_ms.get(row.precision, 0.0)
+    return time if math.isfinite(time) and time > 0 else 0.0
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """What all names begin with, up to a separator; "" where it is short or there is little to compare."""
+    if len(names) < 2:
+        return ""
+    shared = os.path.commonprefix(list(names))  # noqa: RUF071 - cut at a separator below
+    cut = max(shared.rfind(mark) for mark in "/.") + 1
+    return shared[:cut] if cut >= _SHORTEST_PREFIX else ""
+
+
 def _share(value: float, low: float, high: float) -> float:
-    if math.isnan(value):
+    if math.isnan(value) or not high > low:
         return 0.0
     return round(100 * min(max((value - low) / (high - low), 0.0), 1.0), 1)

@@ -6,8 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from edgekit.reporting.wording import plain
 from edgekit.types import Figure, Kind
 
 if TYPE_CHECKING:
@@ -28,9 +31,27 @@ def table(columns: Sequence[str], numbers: Iterable[str] = ()) -> Table:
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(
-            column, justify="right" if column in right else "left", overflow="fold", no_wrap=column in right
+            Text(plain(column)),
+            justify="right" if column in right else "left",
+            overflow="fold",
+            no_wrap=column in right,
         )
     return made
+
+
+def add(rows: Table, *cells: str, style: str = "") -> None:
+    """Add a row of plain text: no markup and no emoji in it, whatever a layer is called."""
+    rows.add_row(*(Text(plain(cell)) for cell in cells), style=style)
+
+
+def say(console: Console, markup: str) -> None:
+    """Print a line of markup; names in it go through `safe`."""
+    console.print(markup, highlight=False, emoji=False)
+
+
+def safe(text: str) -> str:
+    """A name from a model or a file as markup that shows it as it is."""
+    return escape(plain(text))
 
 
 def count(value: float) -> str:
@@ -44,7 +65,7 @@ def count(value: float) -> str:
 def figure(value: Figure, unit: str) -> str:
     """A figure with its interval and its kind, as it must always be printed."""
     if value.value is None:
-        return f"none ({value.source})"
+        return f"none ({safe(value.source)})"
     if value.low is None or value.high is None:
         return f"{value.value:.3g} {unit} ({value.kind.value})"
     interval = "90 % interval " if value.kind is Kind.PREDICTED else ""
@@ -53,22 +74,22 @@ def figure(value: Figure, unit: str) -> str:
 
 def print_inspection(found: Inspection, console: Console) -> None:
     """Totals first, then the layers."""
-    console.print(f"[bold]{_safe(found.model)}[/]  sha256 {found.sha256[:16]}", highlight=False)
+    say(console, f"[bold]{safe(found.model)}[/]  sha256 {found.sha256[:16]}")
     for kind, tensors in (("in ", found.inputs), ("out", found.outputs)):
         for tensor in tensors:
             shape = "x".join(map(str, tensor.shape))
-            console.print(f"{kind}  {_safe(tensor.name)}  {tensor.dtype} {shape}", highlight=False)
-    console.print(
+            say(console, f"{kind}  {safe(tensor.name)}  {tensor.dtype} {safe(shape)}")
+    say(
+        console,
         f"{len(found.layers)} layers · {count(found.macs)} MACs · {count(found.weight_bytes)}B weights · "
         f"{count(found.peak_activation_bytes)}B peak activations (float32)",
-        highlight=False,
     )
     optional = any(layer.options for layer in found.layers)
     columns = ["layer", "operator", "MACs", "weights", *(["may try"] if optional else [])]
     rows = table(columns, ("MACs", "weights"))
     for layer in found.layers:
         options = [" ".join(precision.value for precision in layer.options)] if optional else []
-        rows.add_row(_safe(layer.name), layer.op_type, count(layer.macs), f"{count(layer.weight_bytes)}B", *options)
+        add(rows, layer.name, layer.op_type, count(layer.macs), f"{count(layer.weight_bytes)}B", *options)
     console.print(rows)
 
 
@@ -76,98 +97,99 @@ def print_targets(targets: Iterable[Target], console: Console) -> None:
     """One line a board."""
     rows = table(("target", "backend", "device profile", "description"))
     for target in targets:
-        rows.add_row(target.name, target.backend, target.device_profile, _safe(target.description))
+        add(rows, target.name, target.backend, target.device_profile, target.description)
     console.print(rows)
 
 
 def print_target(target: Target, profile: DeviceProfile, console: Console) -> None:
     """Everything that is known about a board, with its sources."""
-    console.print(f"[bold]{target.name}[/]  {_safe(target.description)}", highlight=False)
+    say(console, f"[bold]{safe(target.name)}[/]  {safe(target.description)}")
     rows = table(("", ""))
-    rows.add_row("backend", f"{target.backend} ({target.runtime})" if target.runtime else target.backend)
-    rows.add_row("reached by", target.transport)
-    rows.add_row("threads", str(target.threads))
-    rows.add_row("may try", ", ".join(precision.value for precision in target.precisions))
-    rows.add_row("device profile", f"{profile.name}: {_safe(profile.description)}")
-    rows.add_row("channel step", str(profile.channel_step))
-    rows.add_row("prediction", f"90 % interval of ±{profile.prediction_error:.0%}")
-    rows.add_row("evidence", _safe(profile.evidence))
+    add(rows, "backend", f"{target.backend} ({target.runtime})" if target.runtime else target.backend)
+    add(rows, "reached by", target.transport)
+    add(rows, "threads", str(target.threads))
+    add(rows, "may try", ", ".join(precision.value for precision in target.precisions))
+    add(rows, "device profile", f"{profile.name}: {profile.description}")
+    add(rows, "channel step", str(profile.channel_step))
+    add(rows, "prediction", f"90 % interval of ±{profile.prediction_error:.0%}")
+    add(rows, "evidence", profile.evidence)
     for number, source in enumerate(profile.sources):
-        rows.add_row("" if number else "sources", _safe(source))
+        add(rows, "" if number else "sources", source)
     console.print(rows)
 
 
 def print_prediction(found: PredictedCost, console: Console) -> None:
     """Totals with their interval, then the dearest layers."""
-    console.print(f"[bold]{_safe(found.model)}[/] on {found.target}", highlight=False)
-    console.print(f"latency  {figure(found.latency_ms, 'ms')}", highlight=False)
-    console.print(
+    say(console, f"[bold]{safe(found.model)}[/] on {safe(found.target)}")
+    say(console, f"latency  {figure(found.latency_ms, 'ms')}")
+    say(
+        console,
         f"weights  {count(found.weight_bytes)}B · peak activations {count(found.peak_activation_bytes)}B",
-        highlight=False,
     )
-    console.print(f"evidence {_safe(found.profile.evidence)}", highlight=False)
+    say(console, f"evidence {safe(found.profile.evidence)}")
     for note in found.notes:
-        console.print(f"note     {_safe(note)}", highlight=False)
+        say(console, f"note     {safe(note)}")
     rows = table(("layer", "operator", "precision", "ms"), ("ms",))
     dearest = sorted(found.layers, key=lambda layer: -layer.latency_ms)[:MOST_ROWS]
     for layer in dearest:
-        rows.add_row(_safe(layer.name), layer.op_type, layer.precision.value, f"{layer.latency_ms:.4f}")
+        add(rows, layer.name, layer.op_type, layer.precision.value, f"{layer.latency_ms:.4f}")
     console.print(rows)
     if len(found.layers) > len(dearest):
-        console.print(f"and {len(found.layers) - len(dearest)} cheaper layers", highlight=False)
+        say(console, f"and {len(found.layers) - len(dearest)} cheaper layers")
 
 
 def print_plan(found: PlanResult, console: Console) -> None:
     """The plan's totals, what was decided for each layer, and why."""
     predicted = found.plan.predicted
-    console.print(f"[bold]plan for {_safe(found.model.name)}[/] on {found.target}", highlight=False)
-    console.print(f"latency  {figure(predicted.latency_ms, 'ms')}", highlight=False)
-    console.print(
+    say(console, f"[bold]plan for {safe(found.model.name)}[/] on {safe(found.target)}")
+    say(console, f"latency  {figure(predicted.latency_ms, 'ms')}")
+    say(
+        console,
         f"weights  {count(predicted.weight_bytes)}B · peak activations {count(predicted.peak_activation_bytes)}B",
-        highlight=False,
     )
-    console.print(
-        f"metric   {found.metric.name}: float {found.metric.value:.4f}, the plan loses {found.drop:+.4f} "
+    say(
+        console,
+        f"metric   {safe(found.metric.name)}: float {found.metric.value:.4f}, the plan loses {found.drop:+.4f} "
         f"(measured on {found.metric.n} samples)",
-        highlight=False,
     )
     binding = ", ".join(found.plan.binding) or "none"
-    console.print(f"proof    optimal within {found.plan.gap:.2%}; binding budgets: {binding}", highlight=False)
+    say(console, f"proof    optimal within {found.plan.gap:.2%}; binding budgets: {binding}")
     kinds = Counter(choice.precision.value for choice in found.plan.layers)
-    console.print("layers   " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()), highlight=False)
+    say(console, "layers   " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))
     for option in found.options_dropped:
         if option.scope == "model":
-            console.print(f"dropped  {option.option}: {_safe(option.reason)}", highlight=False)
+            say(console, f"dropped  {safe(option.option)}: {safe(option.reason)}")
     rows = table(("layer", "operator", "precision", "ms", "loss dB", "why"), ("ms", "loss dB"))
     for layer in found.layers:
         loss = layer.loss[layer.precision]
-        rows.add_row(
-            _safe(layer.name),
+        add(
+            rows,
+            layer.name,
             layer.op_type,
             layer.precision.value,
             f"{layer.latency_ms[layer.precision]:.4f}",
             f"{_decibel(loss):.0f}" if loss > 0 else "-",
-            _safe(layer.reason),
+            layer.reason,
         )
     console.print(rows)
     for warning in found.warnings:
-        console.print(f"[yellow]warning[/] {_safe(warning)}", highlight=False)
+        say(console, f"[yellow]warning[/] {safe(warning)}")
 
 
 def print_bench(found: BenchResult, console: Console) -> None:
     """The latency and what must be known to read it."""
     latency = found.latency_ms
     device = found.device["after"]
-    console.print(
-        f"{found.bundle}: p50 {latency.p50:.3g} ms, p90 {latency.p90:.3g} ms, p99 {latency.p99:.3g} ms "
+    say(
+        console,
+        f"{safe(found.bundle)}: p50 {latency.p50:.3g} ms, p90 {latency.p90:.3g} ms, p99 {latency.p99:.3g} ms "
         f"(measured, {latency.n} runs, {found.threads} thread{'s' if found.threads != 1 else ''})",
-        highlight=False,
     )
     governor = device["governor"] or "governor not readable"
     warmth = "temperature not readable" if device["temperature_c"] is None else f"{device['temperature_c']:.0f} °C"
-    console.print(
-        f"{_safe(device['cpu'])}, {device['runtime']}, {governor}, {warmth}, load {device['load_1min']:.1f}",
-        highlight=False,
+    say(
+        console,
+        f"{safe(device['cpu'])}, {device['runtime']}, {governor}, {warmth}, load {device['load_1min']:.1f}",
     )
 
 
@@ -175,9 +197,3 @@ def _decibel(loss: float) -> float:
     import math
 
     return 10 * math.log10(loss)
-
-
-def _safe(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

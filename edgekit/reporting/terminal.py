@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from edgekit.reporting import verdict, wording
-from edgekit.reporting.tables import table
+from edgekit.reporting.tables import add, safe, say, table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,16 +20,16 @@ _MARKS = {True: "[green]✓[/]", False: "[red]✗[/]", None: "[yellow]?[/]"}
 def print_summary(result: DeployResult, console: Console) -> None:
     """Print ``result``; nothing is lost without colour or at 80 columns."""
 
-    def line(text: str) -> None:
-        console.print(text, highlight=False)
+    def line(markup: str) -> None:
+        say(console, markup)
 
     found = verdict.verdict(result)
     threads = f"{result.device.threads} thread{'s' if result.device.threads != 1 else ''}"
     line("")
-    line(f"[bold]{escape(found.headline)}[/]")
+    line(f"[bold]{safe(found.headline)}[/]" + (f" ({safe(found.confidence)})" if found.confidence else ""))
     line(
-        f"{escape(result.model.name)} on {escape(result.target)}: {escape(result.device.cpu)}, {threads}, "
-        f"{escape(result.device.runtime)}"
+        f"{safe(result.model.name)} on {safe(result.target)}: {safe(result.device.cpu)}, {threads}, "
+        f"{safe(result.device.runtime)}"
     )
     line("")
     rows = table(
@@ -38,21 +37,19 @@ def print_summary(result: DeployResult, console: Console) -> None:
         ("p50 ms", "p99", "speed", "drop", "SQNR", "size"),
     )
     for candidate in result.candidates:
-        rows.add_row(*_row(result, candidate), style="bold" if candidate.name == result.chosen else "")
+        add(rows, *_row(result, candidate), style="bold" if candidate.name == result.chosen else "")
     console.print(rows)
     line("[dim]measured on this device, interleaved; metric with 95 % confidence interval[/]")
     line("")
     for check in found.checks:
-        line(f"{_MARKS[check.passed]} {check.name}: {escape(check.text)} [dim]({check.kind.value})[/]")
+        line(f"{_MARKS[check.passed]} {check.name}: {safe(check.text)} [dim]({check.kind.value})[/]")
     kinds = ", ".join(f"{number} {name}" for name, number in verdict.precision_counts(result))
-    line(f"  ships {escape(result.chosen)} ({kinds}): {escape(result.chosen_reason)}")
+    line(f"  ships {safe(result.chosen)} ({kinds}): {safe(result.chosen_reason)}")
     kept = verdict.most_sensitive_float(result)
     noise = None if kept is None else verdict.noise_of_int8(kept)
     if kept is not None and noise is not None:
-        line(
-            f"  most sensitive layer kept in {kept.precision.value}: {escape(kept.name)} "
-            f"(int8 alone adds noise of {wording.noise_db(noise)})"
-        )
+        said = f"  most sensitive, {wording.noise_db(noise)} noise in int8, kept in {kept.precision.value}: "
+        line(safe(said + _tail(kept.name, console.width - len(said))))
     if result.prediction is not None:
         line(
             f"  plan's latency: predicted {wording.ms(result.prediction.predicted_ms)}, measured "
@@ -60,10 +57,17 @@ def print_summary(result: DeployResult, console: Console) -> None:
         )
     for option in result.options_dropped:
         if option.scope == "model":
-            line(f"  dropped {escape(option.option)}: {escape(option.reason)}")
+            line(f"  dropped {safe(option.option)}: {safe(option.reason)}")
     for warning in result.warnings:
-        line(f"[yellow]! {escape(warning)}[/]")
-    line(f"bundle {escape(result.bundle)}   report {escape(result.bundle)}/report.html")
+        line(f"[yellow]! {safe(warning)}[/]")
+    # Whole, whatever the width: a path cut in two cannot be copied.
+    for name, path in (("bundle", result.bundle), ("report", f"{result.bundle}/report.html")):
+        console.print(f"{name}  {safe(path)}", highlight=False, emoji=False, soft_wrap=True)
+
+
+def _tail(name: str, room: int) -> str:
+    """The end of a layer's name: that is what tells it from the others."""
+    return name if len(name) <= room else "…" + name[-max(room - 1, 1) :]
 
 
 def _metric_heading(result: DeployResult) -> str:
@@ -78,13 +82,13 @@ def _row(result: DeployResult, candidate: Candidate) -> list[str]:
     share = verdict.is_share(reference.metric)
     return [
         "→" if candidate.name == result.chosen else "",
-        escape(candidate.name),
+        candidate.name,
         wording.bare_ms(latency.p50),
         wording.bare_ms(latency.p99),
         f"{verdict.speedup(candidate, reference):.2f}x",
         _metric_text(candidate.metric, share),
         "" if candidate is reference or drop is None else wording.change(drop, share),
-        f"{candidate.sqnr_db:.0f} dB",
+        f"{candidate.sqnr_db:.0f} dB" if math.isfinite(candidate.sqnr_db) else "–",
         wording.size(candidate.weight_bytes),
     ]
 

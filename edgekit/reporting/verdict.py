@@ -23,15 +23,16 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer in one line, and what it rests on."""
+    """The answer in one line, how sure its metric is ("95 % CI ...", may be empty), and what it rests on."""
 
     headline: str
+    confidence: str
     passed: bool
     checks: tuple[Check, ...]
 
 
 def verdict(result: DeployResult) -> Verdict:
-    """The headline ("1.92x faster than float, ...") and every budget and guard with its figure.
+    """The headline ("1.92x faster than float, ctc-exact −0.3 points, 3.21 MB"), every budget and guard with its figure.
 
     Raises:
         ValueError: ``result.chosen`` names no candidate, or there is no candidate ``float``.
@@ -42,7 +43,9 @@ def verdict(result: DeployResult) -> Verdict:
         parts.append(f"{chosen.metric.name} {change_text(chosen, reference)}")
     parts.append(wording.size(chosen.weight_bytes))
     checks = (*_budget_checks(result, chosen, reference), *_guard_checks(result, chosen, reference))
-    return Verdict(", ".join(parts), all(check.passed is not False for check in checks), checks)
+    passed = all(check.passed is not False for check in checks)
+    interval = "" if result.data.synthetic else interval_text(chosen, reference)
+    return Verdict(", ".join(parts), f"95 % CI {interval}" if interval else "", passed, checks)
 
 
 def shipped(result: DeployResult) -> Candidate:
@@ -65,14 +68,16 @@ def speedup(candidate: Candidate, reference: Candidate) -> float:
     """How many times faster than float: the interleaved ratio where it was measured, else the ratio of medians."""
     if candidate.speedup is not None and candidate.speedup.value is not None:
         return candidate.speedup.value
-    return reference.latency_ms.p50 / candidate.latency_ms.p50
+    return reference.latency_ms.p50 / (candidate.latency_ms.p50 or math.nan)
 
 
 def speed_text(candidate: Candidate, reference: Candidate) -> str:
-    """ "1.92x faster than float", "the float model itself", "as fast as float"."""
+    """ "1.92x faster than float", "as fast as float", "float ships unchanged, 17.9 ms"."""
     if candidate.name == reference.name:
-        return f"float, {wording.ms(candidate.latency_ms.p50)}"
+        return f"float ships unchanged, {wording.ms(candidate.latency_ms.p50)}"
     ratio = speedup(candidate, reference)
+    if not math.isfinite(ratio):
+        return "speed not known"
     if abs(ratio - 1) < 0.005:
         return "as fast as float"
     return f"{ratio:.2f}x faster than float" if ratio > 1 else f"{1 / ratio:.2f}x slower than float"
@@ -87,19 +92,28 @@ def metric_drop(candidate: Candidate, reference: Candidate) -> Figure:
 
 
 def change_text(candidate: Candidate, reference: Candidate) -> str:
-    """The metric's change in its own direction, "-0.3 points (95 % CI -1.3 to +0.7)", or its value for float."""
+    """The metric's change in its own direction, "−0.3 points"; float's own is its value, "93.0 %"."""
     if candidate.name == reference.name:
-        return metric_text(candidate.metric)
-    drop = metric_drop(candidate, reference)
-    if drop.value is None or not math.isfinite(drop.value):
+        return wording.level(candidate.metric.value, is_share(candidate.metric))
+    drop = metric_drop(candidate, reference).value
+    if drop is None or not math.isfinite(drop):
         return "not known"
     sign = -1 if candidate.metric.higher_is_better else 1
+    return wording.change(sign * drop, is_share(candidate.metric), unit=True)
+
+
+def interval_text(candidate: Candidate, reference: Candidate) -> str:
+    """The 95 % confidence interval of `change_text`, "−1.3 to +0.7", or nothing where it is not known."""
     share = is_share(candidate.metric)
-    text = wording.change(sign * drop.value, share, unit=True)
-    if drop.low is not None and drop.high is not None:
-        low, high = sorted((sign * drop.low, sign * drop.high))
-        text += f" (95 % CI {wording.change(low, share)} to {wording.change(high, share)})"
-    return text
+    if candidate.name == reference.name:
+        low, high = candidate.metric.low, candidate.metric.high
+        return f"{wording.level(low, share, unit=False)} to {wording.level(high, share, unit=False)}"
+    drop = metric_drop(candidate, reference)
+    if drop.low is None or drop.high is None or not (math.isfinite(drop.low) and math.isfinite(drop.high)):
+        return ""
+    sign = -1 if candidate.metric.higher_is_better else 1
+    low, high = sorted((sign * drop.low, sign * drop.high))
+    return f"{wording.change(low, share)} to {wording.change(high, share)}"
 
 
 def is_share(metric: MetricResult) -> bool:
@@ -126,15 +140,43 @@ def precision_counts(result: DeployResult) -> list[tuple[str, int]]:
 
 
 def noise_of_int8(layer: LayerDetail) -> float | None:
-    """Relative output noise power when this layer alone takes int8, or the noisiest option where int8 was none."""
-    losses = [loss for loss in layer.loss.values() if not math.isnan(loss)]
-    return layer.loss.get(Precision.INT8, max(losses, default=0.0)) if losses else None
+    """Relative output noise power when this layer alone takes int8, infinite where that ruins the output; None where
+    int8 was no option.
+    """
+    noise = layer.loss.get(Precision.INT8)
+    return math.inf if noise is not None and math.isnan(noise) else noise
 
 
 def most_sensitive_float(result: DeployResult) -> LayerDetail | None:
     """The layer kept in float that int8 would have damaged most."""
     kept = [row for row in result.layers if row.precision is not Precision.INT8 and noise_of_int8(row)]
     return max(kept, key=lambda row: noise_of_int8(row) or 0.0, default=None)
+
+
+def why_not(result: DeployResult, candidate: Candidate) -> str:
+    """Why a candidate does not ship, "drops too much"; its own note where it has one."""
+    chosen, reference = shipped(result), float_candidate(result)
+    budget = result.budget
+    lost = 0.0 if candidate.name == reference.name else metric_drop(candidate, reference).value
+    if candidate.note:
+        return candidate.note
+    if budget.max_drop is not None and not result.data.synthetic:
+        if lost is None or not math.isfinite(lost):
+            return "metric not known"
+        if not _within(lost, budget.max_drop):
+            return "drops too much"
+    if budget.weight_bytes is not None and candidate.weight_bytes > budget.weight_bytes:
+        return "too large"
+    if budget.latency_ms is not None and candidate.latency_ms.p50 > budget.latency_ms:
+        return "over the latency budget"
+    if speedup(candidate, reference) < speedup(chosen, reference):
+        return "slower"
+    return "less faithful" if candidate.sqnr_db < chosen.sqnr_db else ""
+
+
+def is_planned(result: DeployResult) -> bool:
+    """Whether what ships is a plan, not the unmodified model or one precision for all layers."""
+    return result.chosen.split(" ")[0] == "plan"
 
 
 def _budget_checks(result: DeployResult, chosen: Candidate, reference: Candidate) -> list[Check]:
@@ -153,15 +195,21 @@ def _budget_checks(result: DeployResult, chosen: Candidate, reference: Candidate
         if result.data.synthetic or (drop is not None and not math.isfinite(drop)):
             drop = None
         share = is_share(reference.metric)
-        checks.append(_limit("drop", drop, budget.max_drop, lambda v: wording.drop(v, share), Kind.MEASURED))
+
+        def text(value: float) -> str:
+            return wording.drop(value, share) if value >= 0 else f"none ({wording.drop(-value, share)} gained)"
+
+        checks.append(_limit("drop", drop, budget.max_drop, text, Kind.MEASURED))
     return checks
 
 
 def _guard_checks(result: DeployResult, chosen: Candidate, reference: Candidate) -> list[Check]:
     ratio = 1.0 if chosen.name == reference.name else speedup(chosen, reference)
+    known = math.isfinite(ratio)
+    text = f"{ratio:.2f}x the speed of float" if known else "not known"
     conformance = result.conformance
     return [
-        Check("never slower", f"{ratio:.2f}x float", ratio >= 1.0, chosen.kind),
+        Check("never slower", text, ratio >= 1.0 if known else None, chosen.kind if known else Kind.NONE),
         Check(
             "runs as planned",
             f"{conformance.matched} of {conformance.planned} layers",
@@ -174,5 +222,9 @@ def _guard_checks(result: DeployResult, chosen: Candidate, reference: Candidate)
 def _limit(name: str, value: float | None, limit: float, text: wording.Wording, kind: Kind) -> Check:
     if value is None:
         return Check(name, f"not known, limit {text(limit)}", None, Kind.NONE)
-    passed = value <= limit + 1e-9  # three samples of 300 are one point, whatever their quotient rounds to
+    passed = _within(value, limit)
     return Check(name, f"{text(value)} {'≤' if passed else '>'} {text(limit)}", passed, kind)
+
+
+def _within(value: float, limit: float) -> bool:
+    return value <= limit + 1e-9  # three samples of 300 are one point, whatever their quotient rounds to

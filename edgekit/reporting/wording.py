@@ -10,6 +10,13 @@ Wording = Callable[[float], str]
 MINUS = "−"
 
 
+def plain(text: str) -> str:
+    """A name from a model or a file without what would steer a terminal or break the page: control characters, line
+    ends and half surrogates become "\ufffd".
+    """
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+
+
 def ms(value: float) -> str:
     """Milliseconds with three significant digits, "9.31 ms"."""
     return f"{_three_digits(value)} ms"
@@ -47,27 +54,37 @@ def level(value: float, share: bool, unit: bool = True) -> str:
 
 def change(value: float, share: bool, unit: bool = False) -> str:
     """A signed difference of metrics: in points (hundredths) for shares, "−0.3 points"."""
+    if not math.isfinite(value):
+        return "not finite"
     text = _signed(f"{100 * value:+.1f}" if share else f"{value:+.3g}")
     return f"{text} points" if share and unit else text
 
 
 def drop(value: float, share: bool) -> str:
     """A loss of the metric, unsigned unless it is a gain, "0.3 points"."""
+    if not math.isfinite(value):
+        return "not finite"
     return _signed(f"{100 * value:.1f} points" if share else f"{value:.3g}")
 
 
 def decibel(value: float) -> str:
     """A ratio in dB, "19.4 dB"; infinite means identical outputs."""
-    return "identical" if value == math.inf else "–" if math.isnan(value) else _signed(f"{value:.1f} dB")
+    if math.isnan(value):
+        return "–"
+    return "identical" if value == math.inf else "not finite" if value == -math.inf else _signed(f"{value:.1f} dB")
 
 
 def noise_db(relative_power: float) -> str:
     """A relative noise power in dB, "−25.1 dB"."""
+    if not math.isfinite(relative_power):
+        return "not finite"
     return "none" if relative_power <= 0 else _signed(f"{10 * math.log10(relative_power):.1f} dB")
 
 
 def percent(value: float) -> str:
     """A signed share, "−2.8 %"."""
+    if not math.isfinite(value):
+        return "not finite"
     return _signed(f"{100 * value:+.1f} %")
 
 

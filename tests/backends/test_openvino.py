@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import openvino as ov
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -194,18 +195,21 @@ def test_bytes_are_steady_with_control_flow(kind: str, tmp_path: Path) -> None:
 
 
 def test_names_like_those_that_openvino_invents_are_kept(tmp_path: Path) -> None:
-    """A node called MatMul_5 is found again, whatever OpenVINO's own counter says."""
-    for start in range(0, 40, 4):
+    """A node that is called exactly what OpenVINO's counter would call it next is still found by its name."""
+
+    def product(name: str) -> bytes:
         net = Net()
-        y = net.input("x", [2, 6])
-        for place in range(4):
-            y = net.op("MatMul", y, net.random(6, 6))
-            net.nodes[-1].name = f"MatMul_{start + place}"
-            y = net.op("Sin", y)
-        source = case_of(net.model([y]))
-        artifact = openvino.convert(source.write({}), tmp_path / str(start), FP32)
-        text = artifact.path.read_text()
-        assert all(f'name="{name}"' in text for name in source.names)
+        y = net.op("MatMul", net.op("Sin", net.input("x", [2, 6])), net.random(6, 6))
+        net.nodes[-1].name = name
+        return net.model([net.op("Cos", y)]).SerializeToString()
+
+    def counter() -> int:
+        nodes = ov.Core().read_model(product("product")).get_ordered_ops()
+        return next(int(node.get_name().split("_")[1]) for node in nodes if node.get_type_name() == "MatMul")
+
+    first, second = counter(), counter()
+    name = f"MatMul_{second + second - first}"
+    assert f'name="{name}"' in openvino.convert(product(name), tmp_path, FP32).path.read_text()
 
 
 @pytest.mark.parametrize(
@@ -290,6 +294,12 @@ class TestAttribution:
         nodes = openvino.executed_nodes(rows, graph)
         assert [node.layers for node in nodes] == [("fc",), ("product",), ("gemm",)]
         assert [node.precision for node in nodes if node.layers == ("product",)] == ["f32"]
+
+    def test_a_product_of_activations_is_never_a_matrix_product_by_a_constant(self, graph: Graph) -> None:
+        rows = [row("FullyConnected", "f32", name) for name in ("fc", "gemm", "?")]
+        nodes = openvino.executed_nodes([*rows, row("Subgraph", "f32", "scale")], graph)
+        assert [node.computes for node in nodes] == [True, True, False, True]
+        assert nodes[-1].layers == ("product",)
 
     def test_other_nodes_belong_to_the_layer_upstream_or_to_the_one_before(self, graph: Graph) -> None:
         rows = [

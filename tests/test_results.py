@@ -1,0 +1,162 @@
+"""The document of a deployment: its shape is a promise, and it survives the way through JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from edgekit import results
+from edgekit.errors import InputError
+from edgekit.types import Candidate, Conformance, Figure, Kind, Mismatch, Plan, Precision
+from tests.reporting.sample_result import sample_result
+
+GOLDEN = Path(__file__).parent / "reporting/golden/deploy.json"
+
+
+def shape(document: Any, path: str = "") -> dict[str, str]:
+    """Path -> JSON type of every field that is not null; lists and mappings by precision or package are one entry."""
+    if isinstance(document, dict):
+        by_name = path in ("versions", "candidates[].precisions", "layers[].latency_ms", "layers[].loss")
+        parts = [shape(value, f"{path}.{'*' if by_name else key}".lstrip(".")) for key, value in document.items()]
+    elif isinstance(document, list):
+        parts = [shape(value, f"{path}[]") for value in document]
+    else:
+        kinds = {bool: "bool", int: "number", float: "number", str: "text"}
+        parts = [] if document is None else [{path: kinds[type(document)]}]
+    return {key: kind for part in parts for key, kind in part.items()}
+
+
+def complete_result() -> results.DeployResult:
+    """One in which no list is empty."""
+    mismatch = Mismatch("/backbone/blocks.0/pointwise_conv/Conv_0", Precision.INT8, "f32")
+    return replace(sample_result(), conformance=Conformance(47, 46, (mismatch,)))
+
+
+def test_the_shape_is_the_one_that_was_promised() -> None:
+    """A field that is gone, renamed or of another type breaks who reads `--json`: then `SCHEMA` must change too."""
+    document = json.loads(json.dumps(results.to_json(complete_result()), allow_nan=False))
+    assert {"schema": results.SCHEMA, "fields": shape(document)} == json.loads(GOLDEN.read_text())
+
+
+def test_the_design_s_fields_are_there() -> None:
+    document = results.to_json(sample_result())
+    assert document["model"]["sha256"] == sample_result().model.sha256
+    assert document["plan"]["digest"] == sample_result().plan.digest
+    assert set(document["plan"]["layers"][0]) == {"name", "op_type", "precision", "keep"}
+    assert {"value", "low", "high"} <= set(document["plan"]["predicted"]["latency_ms"])
+    assert {"p50", "p90", "p99", "n"} == set(document["candidates"][0]["latency_ms"])
+    assert {"planned", "matched", "mismatches"} == set(document["conformance"])
+    assert [candidate["name"] for candidate in document["candidates"]][:2] == ["float", "int8"]
+
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+candidates = st.builds(Candidate, sqnr_db=finite | st.just(math.inf))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(st.data())
+def test_json_and_back_changes_nothing(data: st.DataObject) -> None:
+    st.register_type_strategy(float, finite)
+    result = data.draw(
+        st.builds(
+            results.DeployResult,
+            candidates=st.lists(candidates, max_size=2).map(tuple),
+            layers=st.lists(st.builds(results.LayerDetail), max_size=2).map(tuple),
+            plan=st.builds(Plan),
+            schema=st.just(results.SCHEMA),
+        )
+    )
+    text = json.dumps(results.to_json(result), allow_nan=False)
+    assert results.from_json(json.loads(text)) == result
+    assert json.dumps(results.to_json(results.from_json(json.loads(text))), allow_nan=False) == text
+
+
+def test_what_is_not_finite_is_null_and_numpy_is_plain() -> None:
+    plain = sample_result()
+    odd = replace(
+        plain.candidates[1],
+        weight_bytes=np.int64(5),  # type: ignore[arg-type]
+        sqnr_db=np.float64(9.5),
+        drop=Figure(Kind.MEASURED, math.nan, -math.inf, math.inf),
+    )
+    document = results.to_json(replace(plain, candidates=(plain.candidates[0], odd)))
+    again = json.loads(json.dumps(document, allow_nan=False))
+    assert again["candidates"][0]["sqnr_db"] is None
+    assert again["candidates"][1]["drop"] == {
+        "kind": "measured",
+        "value": None,
+        "low": None,
+        "high": None,
+        "source": "",
+    }
+    assert (again["candidates"][1]["weight_bytes"], again["candidates"][1]["sqnr_db"]) == (5, 9.5)
+    assert results.from_json(again).candidates[0].sqnr_db == math.inf
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "named"),
+    [
+        (("target",), 3, "result.target"),
+        (("device", "threads"), "1", "result.device.threads"),
+        (("device", "threads"), True, "result.device.threads"),
+        (("budget", "latency_ms"), "10", "result.budget.latency_ms"),
+        (("candidates", 1, "weight_bytes"), 2.5, "result.candidates[1].weight_bytes"),
+        (("candidates", 1, "latency_ms", "p50"), "fast", "result.candidates[1].latency_ms.p50"),
+        (("candidates", 1, "kind"), "guessed", "result.candidates[1].kind"),
+        (("plan", "layers", 4, "precision"), "int3", "result.plan.layers[4].precision"),
+        (("plan", "layers"), None, "result.plan.layers"),
+        (("plan",), [], "result.plan"),
+        (("layers", 0, "latency_ms"), {"int3": 1.0}, "result.layers[0].latency_ms"),
+        (("schema",), "edgekit/deploy/9", "edgekit/deploy/1"),
+        (("plan", "digest"), "0" * 64, "plan.digest"),
+        (("plan", "layers", 4, "keep"), 0.5, "plan.digest"),
+    ],
+)
+def test_a_wrong_field_is_named(where: tuple[str | int, ...], value: object, named: str) -> None:
+    document = json.loads(json.dumps(results.to_json(sample_result())))
+    inside: Any = document
+    for key in where[:-1]:
+        inside = inside[key]
+    inside[where[-1]] = value
+    with pytest.raises(InputError) as caught:
+        results.from_json(document)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", sorted({*results.to_json(sample_result())} - {"warnings"}))
+def test_a_missing_field_is_an_error(field: str) -> None:
+    document = results.to_json(sample_result())
+    del document[field]
+    with pytest.raises(InputError):
+        results.from_json(document)
+
+
+@pytest.mark.parametrize("junk", [None, 1, "text", [], {}, {"schema": results.SCHEMA}, {"schema": ["x"]}])
+def test_junk_is_no_result(junk: object) -> None:
+    with pytest.raises(InputError):
+        results.from_json(junk)
+
+
+def test_keys_of_a_later_version_are_ignored() -> None:
+    document = results.to_json(sample_result())
+    document["moon_phase"] = "full"
+    document["device"]["colour"] = "green"
+    assert results.from_json(document) == sample_result()
+
+
+def test_decisions_hold_nothing_measured_and_the_halves_make_the_whole() -> None:
+    result = sample_result()
+    decisions, measurements = results.split(results.to_json(result))
+    assert not set(decisions) & set(measurements)
+    assert not {"created", "device", "candidates", "chosen", "prediction", "bundle"} & set(decisions)
+    assert result.bundle not in json.dumps(measurements)
+    assert results.join(decisions, measurements, "elsewhere") == replace(result, bundle="elsewhere")
