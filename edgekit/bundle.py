@@ -277,8 +277,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)) or type(size) is not int or size < 0:
             raise VerifyError(f"{MANIFEST}: the entry of {name} has no valid sha256 and size")
     for name in (*REQUIRED, artifact.get("path")):
-        if name not in files:
-            raise VerifyError(f"{MANIFEST}: does not list {name}")
+        if not isinstance(name, str) or name not in files:
+            raise VerifyError(f"{MANIFEST}: does not list {name!r:.200}")
     return manifest
 
 

@@ -22,6 +22,7 @@ ROOMS = (
     *("entries", "results", "versions", "replacing", "progress", "budget"),
     *("catalog", "graph", "cache"),
     *("planner", "recipes", "backends", "devices", "compress", "cost", "sensitivity"),
+    *("formulate", "search", "inspection", "bundle", "reporting"),
     *("job", "stages", "scoring", "planning", "guards", "blame", "prediction", "outcome"),
     *("deployment", "api", "cli", "__main__"),
 )
