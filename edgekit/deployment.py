@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgekit import bundle, catalog
 from edgekit.blame import blame
+from edgekit.formulate import memory_bytes
 from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import Job
 from edgekit.outcome import assemble
@@ -15,7 +18,7 @@ from edgekit.planning import Planned, make_plan, plan_again
 from edgekit.recipes.samples import preprocess_contract
 from edgekit.reporting import html
 from edgekit.results import DeployResult, Round
-from edgekit.scoring import Scorer
+from edgekit.scoring import Score, Scorer
 from edgekit.stages import Workbench
 from edgekit.types import Precision
 
@@ -43,7 +46,9 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     while current is not None:
         planned = current
         number = len(rounds) + 1
-        contestant = _contestant(bench, scorer, f"plan {number}" if number > 1 else "plan", planned)
+        name = f"plan {number}" if number > 1 else "plan"
+        candidate = _contestant(bench, scorer, name, planned.plan.precisions(), planned.base, planned.float_score)
+        contestant = replace(candidate, planned=planned)
         contestants.append(contestant)
         raced = bench.race({c.name: c.artifact for c in contestants}, RACE_S, f"race {len(contestants)} candidates")
         action = f"{len(forbidden)} layers that lost time in int8 go back to float" if forbidden else "first plan"
@@ -94,17 +99,22 @@ def _uniform(bench: Workbench, scorer: Scorer, planned: Planned) -> list[Contest
     found = []
     for name, precisions in uniform.items():
         base = Precision.FP32 if name == "float" else planned.base
-        artifact = bench.artifact(precisions, base)
-        score = scorer.score(artifact, name)
-        found.append(Contestant(name, precisions, artifact, score, scorer.drop(planned.float_score, score)))
+        found.append(_contestant(bench, scorer, name, precisions, base, planned.float_score))
     return found
 
 
-def _contestant(bench: Workbench, scorer: Scorer, name: str, planned: Planned) -> Contestant:
-    precisions = planned.plan.precisions()
-    artifact = bench.artifact(precisions, planned.base)
+def _contestant(
+    bench: Workbench,
+    scorer: Scorer,
+    name: str,
+    precisions: Mapping[str, Precision],
+    base: Precision,
+    float_score: Score,
+) -> Contestant:
+    artifact = bench.artifact(precisions, base)
     score = scorer.score(artifact, name)
-    return Contestant(name, precisions, artifact, score, scorer.drop(planned.float_score, score), planned)
+    memory = memory_bytes(bench.job.graph, precisions, bench.job.device.backend.runtime_weight_bits)
+    return Contestant(name, precisions, artifact, score, scorer.drop(float_score, score), memory)
 
 
 def _pack(job: Job, chosen: Contestant, result: DeployResult, out: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from edgekit.cost.table import CostTable
 from edgekit.graph import Graph
-from edgekit.graph.liveness import live_steps
+from edgekit.graph.liveness import live_steps, peak_activation_bytes
 from edgekit.planner import ActivationTensor, Boundary, LayerOption, Limits, PlanningLayer, Problem, Solution
 from edgekit.types import Budget, Figure, Kind, LayerChoice, Plan, Precision, Predicted
 
@@ -104,3 +104,14 @@ def formulate(
 def weight_bytes(weight_elements: int, bias_elements: int, precision: Precision) -> int:
     """Stored bytes of a layer's parameters: biases stay float."""
     return weight_elements * precision.weight_bits // 8 + 4 * bias_elements
+
+
+def memory_bytes(
+    graph: Graph, precisions: Mapping[str, Precision], runtime_weight_bits: Mapping[Precision, int]
+) -> int:
+    """Loaded weights + peak activations of any assignment of precisions, also one that the planner did not offer."""
+    weights = sum(
+        layer.weight_elements * runtime_weight_bits[precisions[layer.name]] // 8 + 4 * layer.bias_elements
+        for layer in graph.layers
+    )
+    return weights + peak_activation_bytes(graph, precisions)

@@ -33,6 +33,7 @@ class Contestant:
     artifact: Artifact
     score: Score
     drop: Figure
+    memory_bytes: int
     planned: Planned | None = None
 
 
@@ -43,8 +44,8 @@ def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget
     keeping = [c for c in contestants if _keeps(c, budget)]
     if not keeping:
         raise InfeasibleError(
-            "no candidate keeps both the metric and the size budget",
-            "raise --max-drop or --size",
+            "no candidate keeps the metric and the size and memory budgets",
+            "raise --max-drop, --size or --memory",
             {"weight_bytes": min(c.artifact.weight_bytes for c in contestants)},
         )
     best = min(raced[c.name].ratio for c in keeping)
@@ -80,6 +81,8 @@ def loses(contestant: Contestant, others: Sequence[Contestant], raced: Mapping[s
 
 def _keeps(contestant: Contestant, budget: Budget) -> bool:
     if not within(contestant.drop.value or 0.0, budget.max_drop):  # NaN keeps nothing
+        return False
+    if budget.memory_bytes is not None and contestant.memory_bytes > budget.memory_bytes:
         return False
     return budget.weight_bytes is None or contestant.artifact.weight_bytes <= budget.weight_bytes
 

@@ -100,7 +100,7 @@ def assemble(
         data=_data_info(job),
         recipe=_recipe_info(job),
         budget=job.budget,
-        plan=_shipped_plan(planned, taken),
+        plan=_shipped_plan(planned, chosen, taken),
         layers=_layer_details(planned, taken),
         options_dropped=planned.dropped,
         candidates=tuple(_candidate(c, raced[c.name]) for c in contestants),
@@ -145,7 +145,7 @@ def _candidate(contestant: Contestant, raced: Raced) -> Candidate:
     )
 
 
-def _shipped_plan(planned: Planned, taken: Mapping[str, Precision]) -> Plan:
+def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Precision]) -> Plan:
     """The plan of what ships. A uniform candidate is a plan too: with the totals of its options, and no optimality."""
     if planned.plan.precisions() == taken:
         return planned.plan
@@ -161,10 +161,15 @@ def _shipped_plan(planned: Planned, taken: Mapping[str, Precision]) -> Plan:
         return plan
     # The unmodified model, where the float options were of another precision.
     graph = planned.planning.graph
-    weights = sum(weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]) for layer in graph.layers)
-    peak = peak_activation_bytes(graph, taken)
-    unplanned = Figure(Kind.NONE, source="the unmodified model was raced, not planned")
-    predicted = Predicted(unplanned, weights, peak, weights + peak, 0.0)
+    predicted = Predicted(
+        latency_ms=Figure(Kind.NONE, source="the unmodified model was raced, not planned"),
+        weight_bytes=sum(
+            weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]) for layer in graph.layers
+        ),
+        peak_activation_bytes=peak_activation_bytes(graph, taken),
+        memory_bytes=chosen.memory_bytes,
+        loss=0.0,
+    )
     return replace(
         plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted, gap=0.0
     )

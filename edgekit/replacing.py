@@ -51,6 +51,10 @@ def require_folder(folder: Path) -> None:
     """Raise the `OSError` that keeps new files out of ``folder``. Permissions alone do not tell: root has them all, and
     /proc refuses.
     """
+    for path in folder.iterdir() if os.access(folder, os.R_OK) else ():
+        killed = re.fullmatch(r"\.edgekit-(\d+)", path.name)
+        if killed and not _is_running_elsewhere(int(killed[1])):
+            path.rmdir()
     probe = folder / f".edgekit-{os.getpid()}"
     probe.mkdir(exist_ok=True)
     probe.rmdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,7 +91,7 @@ class Scorer:
             return
         self._kept.clear()
         keep = True
-        for index, outputs in enumerate(run_float(job.graph, job.data.evaluation, job.device.threads)):
+        for index, outputs in enumerate(run_float(job.graph, job.data.evaluation, os.cpu_count() or 1)):
             if index == 0:
                 keep = count * sum(array.nbytes for array in outputs.values()) <= _KEEP_BYTES
             if keep:

@@ -92,6 +92,7 @@ def fill(folder: Path) -> None:
     """The files that the tests deploy: a model, samples for it, and an overlay with a target that is measured soon."""
     onnx.save(zoo.conv_net(), folder / "model.onnx")
     np.savez(folder / "data.npz", **samples())
+    np.savez(folder / "eval.npz", **samples(16, seed=1))
     write_target(folder / "overlay", "quick", QUICK_TARGET)
 
 

@@ -18,11 +18,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory, session_cache: Path) -> t
     """A folder with the model, its samples and a ``bundle`` for target quick, and what the deployment printed."""
     desk = Desk(tmp_path_factory.mktemp("deployed"), session_cache)
     fill(desk.folder)
-    done = desk.succeed("deploy", "model.onnx", *QUICK, "--out", "bundle", "--json")
-    return desk, done
-
-
-QUICK = ("--target", "quick", "--overlay", "overlay", "--data", "data.npz")
+    flags = ("--target", "quick", "--overlay", "overlay", "--data", "data.npz", "--eval", "eval.npz")
+    return desk, desk.succeed("deploy", "model.onnx", *flags, "--out", "bundle", "--json")
 
 
 @pytest.fixture

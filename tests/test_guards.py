@@ -12,7 +12,7 @@ from edgekit.cost.table import CostTable
 from edgekit.devices.race import Raced
 from edgekit.errors import GuardError, InfeasibleError
 from edgekit.formulate import formulate
-from edgekit.guards import Contestant, choose, conformance, losing_layers, require_conformance
+from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import prepare
 from edgekit.planner import Limits, solve
 from edgekit.planning import Planned
@@ -24,11 +24,13 @@ from tests import zoo
 FP32, INT8 = Precision.FP32, Precision.INT8
 
 
-def contestant(name: str, drop: float | None = 0.0, sqnr_db: float = 30.0, weight_bytes: int = 100) -> Contestant:
+def contestant(
+    name: str, drop: float | None = 0.0, sqnr_db: float = 30.0, weight_bytes: int = 100, memory_bytes: int = 1000
+) -> Contestant:
     metric = MetricResult("top-1", 0.9, 0.8, 1.0, 10)
     score = Score(np.zeros(1), metric, sqnr_db, 10 ** (-sqnr_db / 10), None)
     artifact = Artifact(Path("model.xml"), (), FP32, weight_bytes)
-    return Contestant(name, {}, artifact, score, Figure(Kind.MEASURED, drop))
+    return Contestant(name, {}, artifact, score, Figure(Kind.MEASURED, drop), memory_bytes)
 
 
 def raced(**ratios: float) -> dict[str, Raced]:
@@ -67,6 +69,24 @@ class TestChoose:
         assert choose(candidates, times, Budget(max_drop=None))[0].name == "int8"
         chosen, reason = choose(candidates, times, Budget(max_drop=0.0))
         assert (chosen.name, reason) == ("float", "fastest that keeps the budget (int8, plan do not)")
+
+    def test_a_drop_of_exactly_the_budget_keeps_it_whatever_it_rounds_to(self) -> None:
+        candidates = [FLOAT, contestant("int8", drop=0.95 - 0.94)]  # 0.010000000000000009
+        assert choose(candidates, raced(float=1.0, int8=0.5), Budget(max_drop=0.01))[0].name == "int8"
+
+    def test_what_needs_more_memory_is_refused(self) -> None:
+        candidates = [FLOAT, contestant("int8", memory_bytes=1001), contestant("plan", memory_bytes=1000)]
+        times = raced(float=1.0, int8=0.4, plan=0.6)
+        assert choose(candidates, times, Budget(memory_bytes=1000))[0].name == "plan"
+        with pytest.raises(InfeasibleError, match="memory"):
+            choose(candidates, times, Budget(memory_bytes=999))
+
+    def test_a_plan_loses_to_a_faster_candidate_only_if_that_keeps_the_budget(self) -> None:
+        plan, int8 = contestant("plan"), contestant("int8", drop=0.02)
+        times = raced(float=1.0, int8=0.4, plan=0.5)
+        assert not loses(plan, [FLOAT, int8, plan], times, Budget(max_drop=0.01))
+        assert loses(plan, [FLOAT, int8, plan], times, Budget(max_drop=0.03))
+        assert not loses(plan, [FLOAT, int8, plan], raced(float=1.0, int8=0.498, plan=0.5), Budget(max_drop=0.03))
 
     def test_a_gain_of_the_metric_is_no_drop(self) -> None:
         candidates = [FLOAT, contestant("int8", drop=-0.2)]

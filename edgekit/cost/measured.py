@@ -108,7 +108,8 @@ def measure_costs(
         anchors[Precision.INT8] = measured_ms["int8"]
     if weighted:
         ratio = measured_ms["w8"] / measured_ms["float"]
-        if weight_only or ratio < _WORTHWHILE:
+        # In nine rounds of ten, not by luck: offering w8 doubles the sensitivity work.
+        if weight_only or raced["w8"].ratio_high < _WORTHWHILE:
             for name in weighted:
                 latency[name][Precision.W8] = latency[name][base] * ratio
             anchors[Precision.W8] = measured_ms["w8"]

@@ -168,7 +168,13 @@ def _label(
     ]
     for x, y, text, bold in labels:
         note = axes.annotate(
-            text, (x, y), (0, 0), fontsize=8.5, fontweight="bold" if bold else "normal", textcoords="offset points"
+            text,
+            (x, y),
+            (0, 0),
+            textcoords="offset points",
+            fontsize=8.5,
+            fontweight="bold" if bold else "normal",
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.5},
         )
         note.set_in_layout(False)
         extent = note.get_window_extent()
