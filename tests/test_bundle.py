@@ -177,6 +177,9 @@ def test_a_link_to_the_same_content_is_found(packed: Path, name: str) -> None:
     path.rename(packed.parent / "copy")
     path.symlink_to(packed.parent / "copy")
     refused(packed, name, "link")
+    if name in ("plan.json", "manifest.json"):
+        with pytest.raises(VerifyError, match="link"):
+            bundle.read(packed)
 
 
 def test_whatever_else_lies_there_is_found(packed: Path) -> None:
@@ -465,6 +468,14 @@ def test_remains_of_a_living_process_are_left_alone(source: Path, tmp_path: Path
     pack(source, tmp_path / "out")
     assert other.exists()
     assert similar.exists()
+
+
+def test_remains_under_a_process_number_used_again_are_tidied(source: Path, tmp_path: Path) -> None:
+    """In a container the process that is killed and the one that follows often have the same number."""
+    for name in (f".out.edgekit-{os.getpid()}", f".edgekit-{os.getpid()}"):
+        (tmp_path / name).mkdir()
+    pack(source, tmp_path / "out")
+    assert names(tmp_path) == ["out"]
 
 
 # --- what may be replaced --------------------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class TestChoose:
 
     def test_nothing_that_keeps_is_infeasible(self) -> None:
         candidates = [FLOAT, contestant("int8", drop=0.5, weight_bytes=120)]
-        with pytest.raises(InfeasibleError, match="no candidate keeps both") as caught:
+        with pytest.raises(InfeasibleError, match="no candidate keeps the metric") as caught:
             choose(candidates, raced(float=1.0, int8=0.5), Budget(max_drop=0.01, weight_bytes=200))
         assert caught.value.nearest == {"weight_bytes": 120}
 

@@ -110,6 +110,7 @@ def test_what_is_not_finite_is_null_and_numpy_is_plain() -> None:
         (("budget", "latency_ms"), "10", "result.budget.latency_ms"),
         (("candidates", 1, "weight_bytes"), 2.5, "result.candidates[1].weight_bytes"),
         (("candidates", 1, "latency_ms", "p50"), "fast", "result.candidates[1].latency_ms.p50"),
+        (("candidates", 1, "latency_ms", "p50"), True, "result.candidates[1].latency_ms.p50"),
         (("candidates", 1, "kind"), "guessed", "result.candidates[1].kind"),
         (("plan", "layers", 4, "precision"), "int3", "result.plan.layers[4].precision"),
         (("plan", "layers"), None, "result.plan.layers"),

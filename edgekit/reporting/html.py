@@ -175,7 +175,7 @@ def layer_rows(result: DeployResult) -> list[LayerRow]:
     scale = _Scale(
         base=_base(rows),
         prefix=len(_common_prefix([row.name for row in rows])),
-        slowest_ms=max((time for row in rows for time in row.latency_ms.values() if time > 0), default=1.0),
+        slowest_ms=max((time for row in rows for time in row.latency_ms.values() if 0 < time < math.inf), default=1.0),
         total_ms=sum(_chosen_ms(row) for row in rows) or 1.0,
         quiet_db=10 * math.log10(min(noises)) - 3 if noises else -1.0,
         loud_db=10 * math.log10(max(noises)) if noises else 0.0,

@@ -48,7 +48,7 @@ def level(value: float, share: bool, unit: bool = True) -> str:
     if not math.isfinite(value):
         return "not finite"
     if share:
-        return f"{100 * value:.1f}" + (" %" if unit else "")
+        return _signed(f"{100 * value:.1f}") + (" %" if unit else "")
     return _signed(f"{value:.4g}")
 
 

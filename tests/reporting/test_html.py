@@ -257,7 +257,7 @@ def test_candidates_with_hostile_names_are_text() -> None:
 
 
 @given(name=st.text(st.characters(codec=None), max_size=12))
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_any_name_gives_a_page_that_can_be_written(name: str) -> None:
     rows = layer_rows()[:2]
     result = sample_result(tuple(replace(row, name=f"{row.name}{name}") for row in rows))
