@@ -5,26 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekit import bundle as bundles
-from edgekit import catalog, deployment, graph, inspection, planning, prediction
+from edgekit import catalog
 from edgekit.errors import VerifyError
-from edgekit.graph import Graph
-from edgekit.job import open_device, prepare
-from edgekit.outcome import PlanResult, plan_result
-from edgekit.progress import Progress
-from edgekit.results import DeployResult
-from edgekit.scoring import Scorer
-from edgekit.stages import Workbench
 from edgekit.types import Budget, Latency, Precision
 
+if TYPE_CHECKING:
+    from edgekit.graph import Graph
+    from edgekit.inspection import Inspection
+    from edgekit.outcome import PlanResult
+    from edgekit.prediction import PredictedCost
+    from edgekit.progress import Progress
+    from edgekit.results import DeployResult
+
+# What loads models is imported by the functions that do: a report is read, and a typing error told, without it.
 Shapes = Mapping[str, tuple[int, ...]]
 _VECTORS_TIMEOUT_S = 300.0
 
 
 def load(model: str | Path, shapes: Shapes | None = None) -> Graph:
     """Load and normalise an ONNX model; see `edgekit.graph.load`."""
+    from edgekit import graph
+
     return graph.load(model, shapes)
 
 
@@ -34,8 +38,10 @@ def inspect(
     *,
     shapes: Shapes | None = None,
     overlays: Sequence[str | Path] = (),
-) -> inspection.Inspection:
+) -> Inspection:
     """Layers, multiply-accumulates, weights and peak activations of a model; with a target, each layer's options."""
+    from edgekit import graph, inspection
+
     chosen = None if target is None else catalog.target(target, overlays)
     return inspection.inspect_graph(Path(model), graph.load(model, shapes), chosen)
 
@@ -67,6 +73,9 @@ def deploy(
     Raises the subclasses of `EdgekitError` that the exit codes of the command stand for; ``out`` is then as it was.
     """
     bundles.require_replaceable(Path(out))
+    from edgekit import deployment
+    from edgekit.job import prepare
+
     job = prepare(
         model,
         target,
@@ -100,6 +109,12 @@ def plan(
     progress: Progress | None = None,
 ) -> PlanResult:
     """Everything of `deploy` up to the plan: measured costs and losses, the plan, and the front it was chosen from."""
+    from edgekit.job import prepare
+    from edgekit.outcome import plan_result
+    from edgekit.planning import make_plan
+    from edgekit.scoring import Scorer
+    from edgekit.stages import Workbench
+
     job = prepare(
         model,
         target,
@@ -115,7 +130,7 @@ def plan(
         progress=progress,
     )
     bench = Workbench(job)
-    return plan_result(job, bench.device_info, planning.make_plan(bench, Scorer(bench)))
+    return plan_result(job, bench.device_info, make_plan(bench, Scorer(bench)))
 
 
 def predict(
@@ -128,8 +143,12 @@ def predict(
     shapes: Shapes | None = None,
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
-) -> prediction.PredictedCost:
+) -> PredictedCost:
     """Latency, weight bytes and peak activations of a uniform precision or of a plan file. Needs no samples."""
+    from edgekit import prediction
+    from edgekit.job import prepare
+    from edgekit.stages import Workbench
+
     wanted = Precision(precision) if plan is None else prediction.read_plan(Path(plan))
     job = prepare(
         model, target, threads=threads, shapes=shapes, use_synthetic=True, overlays=overlays, progress=progress
@@ -173,6 +192,8 @@ def _run_bundle(path: Path, seconds: float, overlays: Sequence[str | Path]) -> d
     its test vectors do not come out as expected.
     """
     target = catalog.target(bundles.read(path).target, overlays)
+    from edgekit.job import open_device
+
     device = open_device(target, None)
     document = device.run_job(
         {"action": "bundle", "folder": str(path.absolute()), "seconds": seconds}, _VECTORS_TIMEOUT_S + 10 * seconds

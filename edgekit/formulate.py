@@ -13,6 +13,8 @@ from edgekit.types import Budget, Figure, Kind, LayerChoice, Plan, Precision, Pr
 
 Losses = Mapping[str, Mapping[Precision, float]]
 
+# What the planner's limits are called where users set them. Loss stands in for the metric.
+_BUDGETS = {"latency_ms": "latency", "weight_bytes": "size", "memory_bytes": "memory", "loss": "max_drop"}
 _INT8 = "int8"
 _FLOAT = "float"
 
@@ -47,7 +49,7 @@ class Planning:
                 latency, totals.weight_bytes, totals.peak_activation_bytes, totals.memory_bytes, totals.loss
             ),
             gap=solution.search_gap,
-            binding=solution.binding,
+            binding=tuple(_BUDGETS[limit] for limit in solution.binding),
         )
 
 

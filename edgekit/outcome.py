@@ -157,6 +157,7 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
     )
     totals = evaluate(planned.planning.problem, choice)
     plan = planned.planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0))
+    plan = replace(plan, gap=None)
     if known:
         return plan
     # The unmodified model, where the float options were of another precision.
@@ -170,9 +171,7 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
         memory_bytes=chosen.memory_bytes,
         loss=0.0,
     )
-    return replace(
-        plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted, gap=0.0
-    )
+    return replace(plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted)
 
 
 def _layer_details(planned: Planned, taken: Mapping[str, Precision]) -> tuple[LayerDetail, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from edgekit.cost.measured import MeasuredCosts
@@ -45,13 +46,27 @@ def make_plan(bench: Workbench, scorer: Scorer) -> Planned:
     costs = bench.costs(base, weight_only=sized)
     # The float precision is chosen for the whole model: its loss is measured there and shared evenly by the layers.
     share = base_score.noise_power / len(job.graph.layers) if base is not Precision.FP32 else 0.0
+    dropped += costs.dropped
+    _tell(bench, dropped)
     losses = _losses(bench, costs, share)
     planning = formulate(job.graph, costs.table, losses, job.device.backend.runtime_weight_bits)
     with job.progress.stage("plan"):
         front = pareto(planning.problem, limits_of(job.budget))
     tried = _search(bench, scorer, planning, float_score)
     plan = planning.plan(tried[0].solution)
-    return Planned(planning, plan, tried, front, dropped + costs.dropped, float_score)
+    return Planned(planning, plan, tried, front, dropped, float_score)
+
+
+def _tell(bench: Workbench, dropped: Sequence[DroppedOption]) -> None:
+    """A line for each option that the whole model lost, and one for those that single layers lost."""
+    for option in dropped:
+        if option.scope == "model":
+            bench.job.progress.note(f"{option.option} dropped: {option.reason}")
+    layers = [option for option in dropped if option.scope != "model"]
+    if layers:
+        first = layers[0]
+        more = f" (and {len(layers) - 1} more layers)" if len(layers) > 1 else ""
+        bench.job.progress.note(f"{first.option} not offered for {first.scope}{more}: {first.reason}")
 
 
 def plan_again(

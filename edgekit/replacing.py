@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgekit.errors import InputError
@@ -44,7 +44,8 @@ def replacing(out: Path) -> Iterator[Path]:
             raise InputError(f"--out {out}: cannot write the bundle: {error.strerror or error}", hint) from error
         raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        if os.path.lexists(out):  # else what was there could not be put back: it stays beside
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def require_folder(folder: Path) -> None:
@@ -54,7 +55,8 @@ def require_folder(folder: Path) -> None:
     for path in folder.iterdir() if os.access(folder, os.R_OK) else ():
         killed = re.fullmatch(r"\.edgekit-(\d+)", path.name)
         if killed and not _is_running_elsewhere(int(killed[1])):
-            path.rmdir()
+            with suppress(OSError):  # another process was quicker, or it is no probe
+                path.rmdir()
     probe = folder / f".edgekit-{os.getpid()}"
     probe.mkdir(exist_ok=True)
     probe.rmdir()

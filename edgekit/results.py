@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from types import GenericAlias
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from edgekit.errors import InputError
 from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, Plan, Precision
@@ -240,6 +241,16 @@ def _converter() -> Converter:
             raise TypeError(f"expected a number, found {value!r:.60}")
         return float(value)
 
+    def rows(value: object, kind: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):  # a text has letters and a mapping has keys: neither is a list of rows
+            raise TypeError(f"expected a list, found {value!r:.60}")
+        as_list: Any = GenericAlias(list, get_args(kind)[:1])
+        return tuple(converter.structure(value, as_list))
+
+    def is_rows(kind: Any) -> bool:
+        origin: object = get_origin(kind)
+        return origin is tuple
+
     def optional_number(value: object, kind: Any) -> float | None:
         return None if value is None else number(value, kind)
 
@@ -255,6 +266,7 @@ def _converter() -> Converter:
     for enum in (Precision, Kind):  # named, since both are also str
         converter.register_structure_hook(enum, lambda value, kind: kind(value))
         converter.register_unstructure_hook(enum, lambda value: value.value)
+    converter.register_structure_hook_func(is_rows, rows)
     converter.register_structure_hook(float, number)
     converter.register_structure_hook(float | None, optional_number)
     converter.register_unstructure_hook(float, finite)

@@ -132,11 +132,13 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """One option for each layer, with the proof: relative optimality ``gap`` and the budgets that bind."""
+    """One option for each layer, with the proof: relative optimality ``gap`` and the budgets that bind ("latency",
+    "size", "memory", "max_drop"). ``gap`` is None for a uniform assignment, which nobody optimised.
+    """
 
     layers: tuple[LayerChoice, ...]
     predicted: Predicted
-    gap: float
+    gap: float | None
     binding: tuple[str, ...] = ()
 
     @property

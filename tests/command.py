@@ -24,7 +24,7 @@ INVALID = Path(__file__).parent / "invalid"
 _PROGRESS = re.compile(r".* \.\.\.$|✓ .* [\d.]+ s$|.*: \d+ of \d+$")
 
 # Like the host, without the float precisions that are raced first: half the time, and always the same float precision.
-QUICK_TARGET = 'extends = "host"\ndescription = "The host, in fp32 and int8"\nprecisions = ["fp32", "int8"]\n'
+QUICK_TARGET = 'extends = "host"\nprecisions = ["fp32", "int8", "w8"]\n'
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,18 @@ import pytest
 from tests import zoo
 from tests.command import Desk, Finished, bundle_files, samples, write_target
 
-DEPLOY = ("deploy", "model.onnx", "--target", "quick", "--overlay", "overlay", "--data", "data.npz", "--eval", "eval.npz")
+DEPLOY = (
+    "deploy",
+    "model.onnx",
+    "--target",
+    "quick",
+    "--overlay",
+    "overlay",
+    "--data",
+    "data.npz",
+    "--eval",
+    "eval.npz",
+)
 MEASURED = ("costs", "float-precisions", "races", "profiles")  # the cache's kinds that differ from run to run
 
 

@@ -88,7 +88,8 @@ def convert(onnx_bytes: bytes, folder: Path, base: Precision) -> Artifact:
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as error:
-        _require_room(folder, len(onnx_bytes))  # OpenVINO does not say what was wrong with the disk
+        # OpenVINO does not say what was wrong with the disk. Nothing that it writes is larger than this.
+        _require_room(folder, 2 * len(onnx_bytes) + 2**20)
         raise InputError(f"OpenVINO cannot write the model: {_first_line(error)}") from None
     return artifact(folder, base)
 

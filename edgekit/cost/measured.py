@@ -22,7 +22,7 @@ Build = Callable[[Mapping[str, Precision], Precision], Artifact]
 FLOAT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 # A float precision must win by more than the noise of a race to be worth its loss.
 _WORTHWHILE = 0.97
-_PROFILE_S = 0.6
+_PROFILE_S = 0.3
 _RACE_S = 4.0
 
 

@@ -60,9 +60,9 @@ class Device:
         }
 
     def profile(
-        self, models: Mapping[str, Artifact], seconds: float, compiles: int = 3
+        self, models: Mapping[str, Artifact], seconds: float, compiles: int = 5
     ) -> dict[str, Sequence[Mapping[str, Any]]]:
-        """Executed nodes of each model with their time; ``seconds`` for each model and compilation."""
+        """Executed nodes of each model with their time; at most ``seconds`` for each model and compilation."""
         job = {
             "action": "profile",
             "models": self._models(models),

@@ -174,6 +174,7 @@ def layer_rows(result: DeployResult) -> list[LayerRow]:
     noises = [noise for row in rows if 0 < (noise := verdict.noise_of_int8(row) or 0.0) < math.inf]
     scale = _Scale(
         base=_base(rows),
+        set_aside=frozenset(one.scope for one in result.options_dropped if one.option == Precision.INT8),
         prefix=len(_common_prefix([row.name for row in rows])),
         slowest_ms=max((time for row in rows for time in row.latency_ms.values() if 0 < time < math.inf), default=1.0),
         total_ms=sum(_chosen_ms(row) for row in rows) or 1.0,
@@ -215,6 +216,7 @@ class _Scale:
     """What the rows of one table have in common."""
 
     base: Precision
+    set_aside: frozenset[str]  # layers that were not offered int8
     prefix: int
     slowest_ms: float
     total_ms: float
@@ -244,7 +246,7 @@ def _layer_row(number: int, row: LayerDetail, scale: _Scale) -> LayerRow:
         float_share=_share(reference or 0.0, 0.0, scale.slowest_ms),
         chosen_share=_share(chosen or 0.0, 0.0, scale.slowest_ms),
         noise_share=_share(loudness_db, scale.quiet_db, scale.loud_db),
-        reason=row.reason,
+        reason="int8 set aside (see below)" if row.name in scale.set_aside else row.reason,
         kind=row.latency_kind.value,
         **texts,
     )

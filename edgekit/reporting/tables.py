@@ -153,7 +153,8 @@ def print_plan(found: PlanResult, console: Console) -> None:
         f"(measured on {found.metric.n} samples)",
     )
     binding = ", ".join(found.plan.binding) or "none"
-    say(console, f"proof    optimal within {found.plan.gap:.2%}; binding budgets: {binding}")
+    gap = "optimal" if not found.plan.gap else f"optimal within {found.plan.gap:.2%}"
+    say(console, f"proof    {gap}; binding budgets: {binding}")
     kinds = Counter(choice.precision.value for choice in found.plan.layers)
     say(console, "layers   " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))
     for option in found.options_dropped:
@@ -189,7 +190,7 @@ def print_bench(found: BenchResult, console: Console) -> None:
     warmth = "temperature not readable" if device["temperature_c"] is None else f"{device['temperature_c']:.0f} °C"
     say(
         console,
-        f"{safe(device['cpu'])}, {device['runtime']}, {governor}, {warmth}, load {device['load_1min']:.1f}",
+        f"{safe(device['cpu'])}, {safe(device['runtime'])}, {safe(governor)}, {warmth}, load {device['load_1min']:.1f}",
     )
 
 

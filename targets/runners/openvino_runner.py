@@ -21,6 +21,10 @@ import time
 
 MIN_BURST_MS = 10.0  # a burst this long amortises the caches that the previous contestant left behind
 WARM_UP_S = 0.5
+PROFILE_WARM_UP = 3  # runs to a compilation
+LEAST_PROFILED = 8
+MOST_PROFILED = 19
+SHORT_NODE_MS = 0.05
 
 
 def read_text(path):
@@ -203,50 +207,60 @@ def executed_nodes(compiled):
     return rows
 
 
-def node_times_ms(request):
+def node_means_ms(request):
     return {row.node_name: row.real_time.total_seconds() * 1e3 for row in request.get_profiling_info()}
 
 
 def profile(job):
-    """Time of each executed node, milliseconds. OpenVINO reports the running mean since compilation, so the warm-up is
-    taken out: (n * mean_n - w * mean_w) / (n - w); the median over several compilations is reported.
+    """Time of each executed node, milliseconds, over several compilations that alternate between the models.
+
+    OpenVINO reports the running mean since compilation, truncated to microseconds, so run n took n * mean_n -
+    (n - 1) * mean_(n-1), give or take n microseconds: hence few runs to a compilation. See `node_time_ms`.
     """
     import openvino
 
     core = openvino.Core()
-    results = []
-    for model in job["models"]:
-        nodes = []
-        samples = {}
-        wholes = []
-        for _ in range(job.get("compiles", 3)):
+    found = {model["name"]: {"nodes": [], "runs_ms": {}, "means_ms": {}, "wholes_ms": []} for model in job["models"]}
+    for _ in range(job["compiles"]):
+        for model in job["models"]:
             compiled = compile_model(core, model, job["threads"], profile=True)
-            nodes = nodes or executed_nodes(compiled)
+            mine = found[model["name"]]
+            mine["nodes"] = mine["nodes"] or executed_nodes(compiled)
             request = compiled.create_infer_request()
             request.infer(load_inputs(job.get("inputs"), compiled, job.get("seed", 0)), share_inputs=False)
-            start = time.perf_counter()
-            warm = 1
-            while warm < 4 or time.perf_counter() - start < job["seconds"] / 4:
+            for _ in range(PROFILE_WARM_UP - 1):
                 request.infer()
-                warm += 1
-            warm_ms = node_times_ms(request)
+            count = PROFILE_WARM_UP
+            totals_ms = first_ms = {name: count * mean_ms for name, mean_ms in node_means_ms(request).items()}
             start = time.perf_counter()
-            count = 0
-            runs = []
-            while count < 10 or time.perf_counter() - start < job["seconds"]:
+            while count < MOST_PROFILED and (count < LEAST_PROFILED or time.perf_counter() - start < job["seconds"]):
                 began = time.perf_counter_ns()
                 request.infer()
-                runs.append((time.perf_counter_ns() - began) / 1e6)
+                mine["wholes_ms"].append((time.perf_counter_ns() - began) / 1e6)
                 count += 1
-            total = warm + count
-            for name, mean_ms in node_times_ms(request).items():
-                recovered = (total * mean_ms - warm * warm_ms.get(name, 0.0)) / count
-                samples.setdefault(name, []).append(max(recovered, 0.0))
-            wholes.append(median(runs))
-        for node in nodes:
-            node["latency_ms"] = median(samples[node["name"]]) if node["name"] in samples else 0.0
-        results.append({"name": model["name"], "nodes": nodes, "whole_ms": median(wholes)})
+                before_ms = totals_ms
+                totals_ms = {name: count * mean_ms for name, mean_ms in node_means_ms(request).items()}
+                for name, total_ms in totals_ms.items():
+                    mine["runs_ms"].setdefault(name, []).append(total_ms - before_ms[name])
+            for name, total_ms in totals_ms.items():
+                mean_ms = (total_ms - first_ms[name]) / (count - PROFILE_WARM_UP)
+                mine["means_ms"].setdefault(name, []).append(mean_ms)
+    results = []
+    for name, mine in found.items():
+        for node in mine["nodes"]:
+            known = node["name"] in mine["runs_ms"]
+            node["latency_ms"] = node_time_ms(mine["runs_ms"][node["name"]], mine["means_ms"][node["name"]]) if known else 0.0
+        results.append({"name": name, "nodes": mine["nodes"], "whole_ms": median(mine["wholes_ms"])})
     return {"results": results, "threads": job["threads"], "device": device_facts()}
+
+
+def node_time_ms(runs_ms, means_ms):
+    """One node's time from its single runs and from its mean in each compilation. Other work on the machine interrupts
+    long nodes often: the lower quartile of the runs is free of it. It seldom hits a short one, whose single runs drown
+    in the truncation: there the median of the means counts.
+    """
+    typical_ms = median(means_ms)
+    return max(typical_ms, 0.0) if typical_ms < SHORT_NODE_MS else percentile(sorted(runs_ms), 0.25)
 
 
 def probe(_job):

@@ -247,6 +247,16 @@ def test_hostile_names_are_text(hostile: str) -> None:
     assert f"{hostile}.onnx" in "".join(made.text)
 
 
+def test_layers_without_int8_point_to_the_reason() -> None:
+    sample = sample_result()
+    dropped = {option.scope for option in sample.options_dropped}
+    made = page(sample)
+    for row in sample.layers:
+        shown = next(cells for cells in made.rows if len(cells) == 12 and row.name.endswith(cells[1]))
+        assert shown[-1] == ("int8 set aside (see below)" if row.name in dropped else row.reason)
+    assert made.words.index("int8 set aside (see below)") < made.words.index("Options set aside")
+
+
 def test_candidates_with_hostile_names_are_text() -> None:
     sample = sample_result()
     named = tuple(replace(c, name=f"{c.name}<b>$x$&") if c.name != "float" else c for c in sample.candidates)
