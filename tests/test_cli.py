@@ -149,6 +149,7 @@ class TestPlan:
         assert "optimal within" in text
         assert "predicted" in text
 
+    @pytest.mark.slow
     def test_synthetic_samples_are_said_to_be_so(self, desk: Desk) -> None:
         arguments = ("model.onnx", *QUICK, "--synthetic", "--size", "1MB")  # what predict measures, too
         document = desk.succeed("plan", *arguments, "--json").document

@@ -13,6 +13,8 @@ from edgekit.errors import InputError
 
 # Protobuf cannot hold a larger message, and the model is handed on as one message.
 MAX_BYTES = 2**31 - 1
+# Holds everything that a float model of opset 21 can contain (https://onnx.ai/onnx/repo-docs/Versioning.html).
+MAX_IR_VERSION = 10
 
 
 def read(path: str | Path) -> tuple[onnx.ModelProto, str]:
@@ -39,6 +41,8 @@ def read(path: str | Path) -> tuple[onnx.ModelProto, str]:
     for data in _embed_external(model, path):
         digest.update(data.read_bytes())
     _check(model, path)
+    # Exporters stamp the newest version that they know; runtimes refuse one that they do not, whatever is inside.
+    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     return model, digest.hexdigest()
 
 

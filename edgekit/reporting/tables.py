@@ -153,7 +153,7 @@ def print_plan(found: PlanResult, console: Console) -> None:
         f"(measured on {found.metric.n} samples)",
     )
     binding = ", ".join(found.plan.binding) or "none"
-    gap = "optimal" if not found.plan.gap else f"optimal within {found.plan.gap:.2%}"
+    gap = "optimal" if not found.plan.gap else f"optimal within {100 * found.plan.gap:.2g} %"
     say(console, f"proof    {gap}; binding budgets: {binding}")
     kinds = Counter(choice.precision.value for choice in found.plan.layers)
     say(console, "layers   " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))

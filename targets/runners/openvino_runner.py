@@ -248,8 +248,7 @@ def profile(job):
     results = []
     for name, mine in found.items():
         for node in mine["nodes"]:
-            known = node["name"] in mine["runs_ms"]
-            node["latency_ms"] = node_time_ms(mine["runs_ms"][node["name"]], mine["means_ms"][node["name"]]) if known else 0.0
+            node["latency_ms"] = node_time_ms(*(mine[key].get(node["name"], [0.0]) for key in ("runs_ms", "means_ms")))
         results.append({"name": name, "nodes": mine["nodes"], "whole_ms": median(mine["wholes_ms"])})
     return {"results": results, "threads": job["threads"], "device": device_facts()}
 

@@ -240,3 +240,11 @@ def test_a_model_that_is_not_the_same_is_noticed() -> None:
     require_equal(a, a, inputs, "m.onnx")
     with pytest.raises(InputError, match=r"m\.onnx: normalisation changed the outputs: 'Gemm_36_out' differs by"):
         require_equal(a, b, inputs, "m.onnx")
+
+
+def test_a_newer_ir_version_than_the_runtime_knows_loads(tmp_path: Path) -> None:
+    model = zoo.conv_net()
+    model.ir_version = onnx.IR_VERSION
+    path = tmp_path / "new.onnx"
+    onnx.save(model, path)
+    assert load(path).model.ir_version <= 10

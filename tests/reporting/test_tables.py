@@ -152,7 +152,7 @@ def test_plan_says_what_was_decided_and_why() -> None:
     for said in (
         "latency 9.05 ms (predicted, 90 % interval 8.3..9.8)",
         "metric ctc-exact: float 0.9300, the plan loses +0.0033 (measured on 300 samples)",
-        "proof optimal; binding budgets: max_drop",
+        "proof optimal within 0.0042 %; binding budgets: max_drop",
         "38 int8",
         "9 fp32",
         "dropped bf16: takes 1.69x",

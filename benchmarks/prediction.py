@@ -1,0 +1,242 @@
+"""Does a sum of layer costs predict a mixed plan? Random int8/float plans: predicted latency against measured.
+
+    python -m benchmarks.prediction NAME ... [--plans 10] [--seed 0] [--json FILE]
+
+The plans differ in their share of int8 layers and in the pattern: random layers, the first layers, or blocks. All race
+interleaved with the two uniform models (the anchors). Each plan is predicted three ways: by the cost table as it was
+measured earlier; by the same table scaled to the anchors of this race; and between these anchors by the share of
+multiply-accumulates in int8. The table comes from the cache where an earlier run left it there.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.jobs import names_of, open_job, parser
+from benchmarks.zoo import prepare
+from edgekit.cost.table import CostTable, mac_baseline_ms, predict_ms
+from edgekit.errors import EdgekitError
+from edgekit.job import Job
+from edgekit.progress import OnConsole
+from edgekit.results import DeviceInfo
+from edgekit.stages import Workbench
+from edgekit.types import Precision
+from examples.packages import PackageError
+
+PATTERNS = ("random", "prefix", "blocks")
+LEAST_SHARE, MOST_SHARE = 0.15, 0.9
+LONGEST_BLOCK = 6
+
+
+@dataclass(frozen=True)
+class Row:
+    """One plan. ``spread`` is half the distance from the 10th to the 90th percentile of its rounds, relative."""
+
+    plan: str
+    int8_layers: int
+    measured_ms: float
+    spread: float
+    table_ms: float
+    anchored_ms: float
+    anchored_low_ms: float
+    anchored_high_ms: float
+    mac_ms: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One model. The anchors are those of this race."""
+
+    model: str
+    target: str
+    device: DeviceInfo
+    base: Precision
+    layers: int
+    float_ms: float
+    int8_ms: float
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative errors over the plans; ``inside`` is the share of plans within the 90 % interval."""
+
+    mean: float
+    worst: float
+    inside: float | None
+
+
+def random_plan(int8: Sequence[str], pattern: str, share: float, rng: random.Random) -> frozenset[str]:
+    """The layers of one plan that take int8, about ``share`` of those that can, in execution order."""
+    count = max(1, round(share * len(int8)))
+    if pattern == "random":
+        return frozenset(rng.sample(list(int8), count))
+    if pattern == "prefix":
+        return frozenset(int8[:count])
+    chosen: set[str] = set()
+    place = 0
+    while place < len(int8):
+        length = rng.randint(2, LONGEST_BLOCK)
+        if rng.random() < share:
+            chosen.update(int8[place : place + length])
+        place += length
+    return frozenset(chosen)
+
+
+def anchored_to(table: CostTable, anchors_ms: Mapping[Precision, float]) -> CostTable:
+    """The table with each precision scaled to its anchor of another race."""
+    scale = {precision: anchors_ms[precision] / table.anchors_ms[precision] for precision in anchors_ms}
+    latency = {
+        name: {p: ms * scale[p] for p, ms in row.items() if p in scale} for name, row in table.latency_ms.items()
+    }
+    boundary = table.boundary_ms_per_element * scale[table.base]
+    return replace(table, latency_ms=latency, anchors_ms=dict(anchors_ms), boundary_ms_per_element=boundary)
+
+
+def measure(job: Job, plans: int, seed: int, seconds: float) -> Result:
+    """Race ``plans`` random plans and predict each."""
+    bench = Workbench(job)
+    base = next(iter(bench.float_precisions()[0]))
+    table = bench.costs(base, weight_only=False).table
+    names = [layer.name for layer in job.graph.layers]
+    able = [name for name in names if Precision.INT8 in table.latency_ms[name]]
+    if not able:
+        raise EdgekitError(f"{job.model_path.name}: no layer of it executes in int8 here")
+    rng = random.Random(seed)
+    chosen = {"float": frozenset[str](), "int8": frozenset(able)}
+    for number in range(plans):
+        pattern = PATTERNS[number % len(PATTERNS)]
+        share = rng.uniform(LEAST_SHARE, MOST_SHARE)
+        chosen[f"{pattern} {number}"] = random_plan(able, pattern, share, rng)
+    precisions = {
+        title: {name: Precision.INT8 if name in layers else base for name in names} for title, layers in chosen.items()
+    }
+    artifacts = {}
+    with job.progress.stage("convert the plans", len(precisions)) as advance:
+        for title, plan in precisions.items():
+            artifacts[title] = bench.artifact(plan, base)
+            advance()
+    with job.progress.stage(f"race {len(artifacts)} models"):
+        raced = job.device.race(artifacts, seconds)
+    float_ms = raced["float"].latency_ms.p50
+    int8_ms = float_ms * raced["int8"].ratio
+    now = anchored_to(table, {base: float_ms, Precision.INT8: int8_ms})
+    edges, layers = job.graph.edges, job.graph.layers
+    rows = []
+    for title in list(precisions)[2:]:
+        plan, row = precisions[title], raced[title]
+        predicted = predict_ms(now, edges, plan)
+        rows.append(
+            Row(
+                plan=title,
+                int8_layers=len(chosen[title]),
+                measured_ms=float_ms * row.ratio,
+                spread=(row.ratio_high - row.ratio_low) / 2 / row.ratio,
+                table_ms=predict_ms(table, edges, plan).value or 0.0,
+                anchored_ms=predicted.value or 0.0,
+                anchored_low_ms=predicted.low or 0.0,
+                anchored_high_ms=predicted.high or 0.0,
+                mac_ms=mac_baseline_ms(now, layers, plan),
+            )
+        )
+    target = job.target.name
+    return Result(job.model_path.name, target, bench.device_info, base, len(names), float_ms, int8_ms, tuple(rows))
+
+
+def errors(result: Result) -> dict[str, Errors]:
+    """By predictor. The interval of the table as measured earlier has the relative width of the other's."""
+    rows = result.rows
+
+    def of(predicted: Sequence[float], intervals: Sequence[tuple[float, float]] | None) -> Errors:
+        sizes = [abs(p / row.measured_ms - 1) for p, row in zip(predicted, rows, strict=True)]
+        inside = None
+        if intervals is not None:
+            hits = [low <= row.measured_ms <= high for (low, high), row in zip(intervals, rows, strict=True)]
+            inside = sum(hits) / len(hits)
+        return Errors(statistics.mean(sizes), max(sizes), inside)
+
+    now = [(row.anchored_low_ms, row.anchored_high_ms) for row in rows]
+    earlier = [
+        (low * row.table_ms / row.anchored_ms, high * row.table_ms / row.anchored_ms)
+        for (low, high), row in zip(now, rows, strict=True)
+    ]
+    return {
+        "table as measured earlier": of([row.table_ms for row in rows], earlier),
+        "anchored in this race": of([row.anchored_ms for row in rows], now),
+        "MACs between the anchors": of([row.mac_ms for row in rows], None),
+    }
+
+
+def plans_table(result: Result) -> Table:
+    title = (
+        f"{result.model} on {result.target}: {result.base.value} {result.float_ms:.3g} ms, "
+        f"int8 {result.int8_ms:.3g} ms, {result.device.cpu}, {result.device.threads} thread"
+    )
+    made = Table(title=title, title_justify="left", box=box.MARKDOWN)
+    for column in ("plan", "int8 layers", "measured ms", "spread", "table", "anchored", "MACs"):
+        made.add_column(column, justify="left" if column == "plan" else "right")
+    for row in result.rows:
+        made.add_row(
+            row.plan,
+            f"{row.int8_layers}/{result.layers}",
+            f"{row.measured_ms:.3f}",
+            f"±{row.spread:.1%}",
+            *(f"{predicted / row.measured_ms - 1:+.1%}" for predicted in (row.table_ms, row.anchored_ms, row.mac_ms)),
+        )
+    return made
+
+
+def summary_table(results: Sequence[Result]) -> Table:
+    made = Table(title="Error of the prediction", title_justify="left", box=box.MARKDOWN)
+    for column in ("model", "target", "base", "plans", "predictor", "mean", "worst", "inside 90 % interval"):
+        made.add_column(column, justify="right" if column in ("plans", "mean", "worst") else "left")
+    for result in results:
+        for predictor, found in errors(result).items():
+            inside = "-" if found.inside is None else f"{found.inside:.0%}"
+            row = (result.model, result.target, result.base.value, str(len(result.rows)), predictor)
+            made.add_row(*row, f"{found.mean:.1%}", f"{found.worst:.1%}", inside)
+    return made
+
+
+def main() -> int:
+    made = parser("python -m benchmarks.prediction", __doc__ or "")
+    made.add_argument("--plans", type=int, default=10)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seconds", type=float, default=20.0, help="time of each race")
+    arguments = made.parse_args()
+    if arguments.plans < 1:
+        made.error("--plans must be at least 1")
+    log, console = Console(stderr=True), Console(width=150)
+    results, failures = [], {}
+    for name in names_of(arguments, made):
+        try:
+            job = open_job(prepare(name, arguments.zoo), arguments.target, arguments.overlay, OnConsole(log), 0.01)
+            results.append(replace(measure(job, arguments.plans, arguments.seed, arguments.seconds), model=name))
+        except (EdgekitError, PackageError, ImportError, OSError) as error:
+            failures[name] = str(error)
+            console.print(f"{name}: none: {error}", markup=False)
+            continue
+        console.print(plans_table(results[-1]))
+    if results:
+        console.print(summary_table(results))
+    if arguments.json:
+        rows = [
+            {**asdict(result), "errors": {key: asdict(value) for key, value in errors(result).items()}}
+            for result in results
+        ]
+        Path(arguments.json).write_text(json.dumps({"results": rows, "failures": failures}, indent=1) + "\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
