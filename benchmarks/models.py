@@ -113,7 +113,7 @@ def bench_model(
     found: list[Row | Missing] = []
     for title, artifact in artifacts.items():
         score, timed, plan = scorer.score(artifact, title), raced[title], plans.get(title)
-        speedup = (1 / ratio for ratio in (timed.ratio, timed.ratio_high, timed.ratio_low))
+        value, low, high = (1 / ratio for ratio in (timed.ratio, timed.ratio_high, timed.ratio_low))
         found.append(
             Row(
                 model=name,
@@ -121,7 +121,7 @@ def bench_model(
                 ships=plan is not None and _ships(title, plan, result),
                 int8_layers=None if plan is None else sum(p is Precision.INT8 for p in plan.values()),
                 latency_ms=timed.latency_ms,
-                speedup=Figure(Kind.MEASURED, *speedup, source="interleaved rounds, p10..p90"),
+                speedup=Figure(Kind.MEASURED, value, low, high, "interleaved rounds, p10..p90"),
                 metric=score.metric,
                 drop=scorer.drop(reference, score),
                 sqnr_db=score.sqnr_db,

@@ -99,8 +99,16 @@ def anchored_to(table: CostTable, anchors_ms: Mapping[Precision, float]) -> Cost
     latency = {
         name: {p: ms * scale[p] for p, ms in row.items() if p in scale} for name, row in table.latency_ms.items()
     }
-    boundary = table.boundary_ms_per_element * scale[table.base]
-    return replace(table, latency_ms=latency, anchors_ms=dict(anchors_ms), boundary_ms_per_element=boundary)
+    return replace(
+        table,
+        latency_ms=latency,
+        anchors_ms=dict(anchors_ms),
+        boundary_ms_per_element=table.boundary_ms_per_element * scale[table.base],
+        crossing_ms={
+            producer: {consumer: ms * scale[table.base] for consumer, ms in row.items()}
+            for producer, row in table.crossing_ms.items()
+        },
+    )
 
 
 def measure(job: Job, plans: int, seed: int, seconds: float) -> Result:

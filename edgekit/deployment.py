@@ -88,12 +88,14 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
 
 def _uniform(bench: Workbench, scorer: Scorer, planned: Planned) -> list[Contestant]:
     """Float first, then everything in the base precision and everything in int8."""
-    names = [layer.name for layer in bench.job.graph.layers]
-    uniform = {"float": dict.fromkeys(names, Precision.FP32)}
+    table = planned.planning.table
+    uniform = {"float": dict.fromkeys(table.floats, Precision.FP32)}
     if planned.base is not Precision.FP32:
-        uniform[planned.base.value] = dict.fromkeys(names, planned.base)
-    times = planned.planning.table.latency_ms
-    int8 = {name: Precision.INT8 if Precision.INT8 in times[name] else planned.base for name in names}
+        uniform[planned.base.value] = dict(table.floats)
+    int8 = {
+        name: Precision.INT8 if Precision.INT8 in table.latency_ms[name] else kept
+        for name, kept in table.floats.items()
+    }
     if Precision.INT8 in int8.values():
         uniform["int8"] = int8
     found = []

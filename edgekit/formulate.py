@@ -87,8 +87,7 @@ def formulate(
         )
         layers.append(PlanningLayer(layer.name, layer.op_type, options))
     boundaries = tuple(
-        Boundary(index.get(edge.producer, -1), index[edge.consumer], table.boundary_ms_per_element * edge.elements)
-        for edge in graph.edges
+        Boundary(index.get(edge.producer, -1), index[edge.consumer], table.boundary_ms(edge)) for edge in graph.edges
     )
     tensors, steps = live_steps(graph)
     scale = table.base.activation_bits / 32

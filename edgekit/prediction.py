@@ -66,14 +66,14 @@ def predict_cost(bench: Workbench, wanted: Mapping[str, Precision] | Precision) 
         table = bench.costs(base, weight_only=True).table
         lacking = [name for name in names if wanted[name] not in table.latency_ms[name]]
         if lacking:
-            notes.append(
-                f"{len(lacking)} layers do not execute in {wanted[lacking[0]].value} here and stay {base.value}"
-            )
-        precisions = {name: base if name in lacking else wanted[name] for name in names}
+            stay = " or ".join(sorted({table.floats[name].value for name in lacking}))
+            notes.append(f"{len(lacking)} layers do not execute in {wanted[lacking[0]].value} here and take {stay}")
+        precisions = {name: table.floats[name] if name in lacking else wanted[name] for name in names}
     else:
         _check_plan(wanted, names)
-        floats = {precision for precision in wanted.values() if precision in FLOAT_PRECISIONS}
-        base = next(iter(floats)) if len(floats) == 1 else Precision.FP32
+        # The base is a choice for the whole model; layers without a 16-bit kernel stand as fp32 beside it.
+        halves = [p for p in FLOAT_PRECISIONS if p is not Precision.FP32 and p in wanted.values()]
+        base = halves[0] if halves else Precision.FP32
         table = bench.costs(base, weight_only=True).table
         precisions = {name: _offered(name, wanted[name], table) for name in names}
     return PredictedCost(
@@ -107,7 +107,7 @@ def read_plan(path: Path) -> dict[str, Precision]:
         raise InputError(
             f"plan {path}: {error.strerror}", "pass the plan.json of a bundle or of edgekit plan"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(
             f"plan {path}: not a JSON document", "pass the plan.json of a bundle or of edgekit plan"
         ) from None

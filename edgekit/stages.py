@@ -27,7 +27,7 @@ from edgekit.sensitivity import layer_losses
 from edgekit.types import Latency, Precision
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 3
+_VERSION = 4
 SENSITIVITY_SAMPLES = 16
 
 
@@ -207,7 +207,8 @@ def _costs_to_json(costs: MeasuredCosts) -> dict[str, Any]:
     table = costs.table
     return {
         "table": {
-            **asdict(replace(table, latency_ms={}, anchors_ms={})),
+            **asdict(replace(table, floats={}, latency_ms={}, anchors_ms={})),
+            "floats": {name: precision.value for name, precision in table.floats.items()},
             "latency_ms": {n: {p.value: ms for p, ms in row.items()} for n, row in table.latency_ms.items()},
             "anchors_ms": {p.value: ms for p, ms in table.anchors_ms.items()},
         },
@@ -219,5 +220,7 @@ def _costs_from_json(stored: Mapping[str, Any]) -> MeasuredCosts:
     row = stored["table"]
     latency = {n: {Precision(p): float(ms) for p, ms in times.items()} for n, times in row["latency_ms"].items()}
     anchors = {Precision(p): float(ms) for p, ms in row["anchors_ms"].items()}
-    table = CostTable(**{**row, "base": Precision(row["base"]), "latency_ms": latency, "anchors_ms": anchors})
+    floats = {name: Precision(precision) for name, precision in row["floats"].items()}
+    read = {"base": Precision(row["base"]), "floats": floats, "latency_ms": latency, "anchors_ms": anchors}
+    table = CostTable(**{**row, **read})
     return MeasuredCosts(table, tuple(DroppedOption(**dropped) for dropped in stored["dropped"]))

@@ -20,8 +20,8 @@ from tests import zoo
 EDGEKIT = Path(sysconfig.get_path("scripts")) / "edgekit"
 INVALID = Path(__file__).parent / "invalid"
 
-# Stages that `edgekit deploy` says it enters, and the end of each.
-_PROGRESS = re.compile(r".* \.\.\.$|✓ .* [\d.]+ s$|.*: \d+ of \d+$")
+# Stages that `edgekit deploy` says it enters, the end of each, and notes.
+_PROGRESS = re.compile(r".* \.\.\.$|✓ .* [\d.]+ s$|.*: \d+ of \d+$|· .*")
 
 # Like the host, without the float precisions that are raced first: half the time, and always the same float precision.
 QUICK_TARGET = 'extends = "host"\nprecisions = ["fp32", "int8", "w8"]\n'

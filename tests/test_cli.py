@@ -17,6 +17,8 @@ import onnx
 import pytest
 from onnx import helper
 
+from edgekit.errors import InputError
+from edgekit.prediction import read_plan
 from tests import zoo
 from tests.command import INVALID, Desk, Finished, samples, write_target
 
@@ -492,27 +494,44 @@ def test_bad_target_of_an_overlay(text: str, message: str, desk: Desk) -> None:
     refused(desk, *DEPLOY, "--target", "board", "--out", "out", code=code, message=message)
 
 
+NO_PLAN = "not an edgekit plan"
+NO_JSON = "not a JSON document"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", NO_JSON),
+        (b'{"plan": {"layers": [{"na', NO_JSON),
+        (b"\xff\xfe\x00", NO_JSON),
+        (b"[" * 100_000, NO_JSON),
+        (b"[]", NO_PLAN),
+        (b"{}", NO_PLAN),
+        (b'{"plan": {"layers": 3}}', NO_PLAN),
+        (b'{"plan": {"layers": [{"name": "a"}]}}', NO_PLAN),
+        (b'{"plan": {"layers": [{"name": "a", "precision": "int3"}]}}', "int3"),
+    ],
+)
+def test_what_is_no_plan(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        read_plan(path)
+    assert str(path) in str(caught.value)
+    assert caught.value.hint
+
+
 def test_bad_plan_file(deployed: tuple[Desk, Finished], desk: Desk) -> None:
     bundle = deployed[0].folder / "bundle"
-    onnx.save(zoo.inverted_residual(), desk.folder / "other.onnx")
-    arguments = (*QUICK, "--plan")
-    refused(desk, "predict", "other.onnx", *arguments, bundle / "plan.json", code=2, message="belongs to another model")
+    arguments = ("predict", "model.onnx", *QUICK, "--plan")
+    refused(desk, *arguments, "model.onnx", code=2, message=NO_JSON)
+    refused(desk, *arguments, "none.json", code=2, message="No such file")
+    refused(desk, *arguments, "overlay", code=2, message="Is a directory")
     plan = (bundle / "plan.json").read_text()
-    for text, message in (
-        (plan[:400], "not a JSON document"),
-        ("[]", "not an edgekit plan"),
-        ("{}", "not an edgekit plan"),
-        ('{"plan": {"layers": 3}}', "not an edgekit plan"),
-        ('{"plan": {"layers": []}}', "lacks layer"),
-        (plan.replace('"int8"', '"int3"').replace('"fp32"', '"int3"'), "int3"),
-        (plan.replace('"int8"', '"fp16"'), "cannot execute in fp16"),
-    ):
-        (desk.folder / "plan.json").write_text(text)
-        refused(desk, "predict", "model.onnx", *arguments, "plan.json", code=2, message=message)
-    (desk.folder / "plan.json").write_bytes(b"\xff\xfe\x00")
-    refused(desk, "predict", "model.onnx", *arguments, "plan.json", code=2, message="not a JSON document")
-    refused(desk, "predict", "model.onnx", *arguments, "none.json", code=2, message="No such file")
-    refused(desk, "predict", "model.onnx", *arguments, "overlay", code=2, message="Is a directory")
+    (desk.folder / "plan.json").write_text(plan.replace('"int8"', '"fp16"'))
+    refused(desk, *arguments, "plan.json", code=2, message="cannot execute in fp16")
+    onnx.save(zoo.inverted_residual(), desk.folder / "model.onnx")
+    refused(desk, *arguments, bundle / "plan.json", code=2, message="belongs to another model")
 
 
 def test_impossible_budgets_name_what_is_nearest(deployed: tuple[Desk, Finished]) -> None:

@@ -158,7 +158,7 @@ class TestKilled:
         start = time.monotonic()
         desk.succeed(*DEPLOY, "--out", "bundle", "--json")
         whole_s = time.monotonic() - start
-        for share in (0.8, 0.9, 0.97):
+        for share in (0.85, 0.95):
             run_and_kill(desk, whole_s * share)
             desk.succeed("verify", "bundle", "--overlay", "overlay")
         desk.succeed(*DEPLOY, "--out", "bundle", "--json")
@@ -175,7 +175,7 @@ class TestKilled:
                 if line.startswith("measure layer costs"):
                     break
             time.sleep(1.0)
-            assert len(processes(str(own.cache))) == 2, "the command and the runner that it measures with"
+            assert len(processes(str(own.cache))) >= 2, "the command and the runner that it measures with"
             os.kill(process.pid, number)
             out, err = process.communicate(timeout=10)
         assert process.returncode == 130
@@ -228,8 +228,7 @@ class TestDamagedCache:
     def test_every_file_of_it_damaged(self, damage: str, deployed: tuple[Desk, Finished], desk: Desk) -> None:
         """What can be made again is; measurements are left alone here, since others would give another plan."""
         own = Desk(desk.folder, desk.folder / "cache")
-        keep_measurements(desk.cache, own.cache)
-        own.succeed(*DEPLOY, "--out", "bundle", "--json")
+        shutil.copytree(desk.cache, own.cache)
         for path in self.entries(own.cache):
             if path.relative_to(own.cache).parts[0] not in MEASURED:
                 content = bytearray(path.read_bytes())

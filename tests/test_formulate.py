@@ -25,7 +25,7 @@ def planted(graph: Graph, base: Precision = FP32, boundary: float = 1e-5) -> Pla
         if layer.weights:
             latency[layer.name][W8] = 0.9 + place / 9
     anchors = {p: sum(row[p] for row in latency.values()) for p in (base, INT8)}
-    table = CostTable(base, latency, anchors, boundary, 0.1, "planted")
+    table = CostTable(base, dict.fromkeys(latency, base), latency, anchors, boundary, 0.1, "planted")
     return formulate(graph, table, losses, BITS)
 
 

@@ -180,7 +180,7 @@ def test_layers_lose_that_take_longer_than_in_float(bench: Workbench) -> None:
     score = scorer.score(bench.artifact({}, FP32), "float")
     for float_ms, losing in ((0.0, int8), (3.6e6, set())):
         latency = {name: {FP32: float_ms, INT8: 0.0} for name in plan}
-        table = CostTable(FP32, latency, {FP32: 1.0, INT8: 1.0}, 0.0, 0.1, "planted")
+        table = CostTable(FP32, dict.fromkeys(latency, FP32), latency, {FP32: 1.0, INT8: 1.0}, 0.0, 0.1, "planted")
         losses = {name: {FP32: 0.0, INT8: 0.0} for name in plan}
         planning = formulate(graph, table, losses, bench.job.device.backend.runtime_weight_bits)
         planned = Planned(planning, planning.plan(solve(planning.problem, Limits())), (), (), (), score)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.backends import Artifact, ExecutedNode
+from edgekit.cost.crossings import fit_crossings
 from edgekit.cost.table import CostTable, anchored, crossing_elements, fit_boundary, layer_times_ms
 from edgekit.errors import DeviceError, InputError
 from edgekit.results import DroppedOption
 from edgekit.types import Precision
 
 if TYPE_CHECKING:
+    from edgekit.backends import Backend
     from edgekit.devices.race import Device
     from edgekit.graph import Graph
 
@@ -23,7 +25,8 @@ FLOAT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 # A float precision must win by more than the noise of a race to be worth its loss.
 _WORTHWHILE = 0.97
 _PROFILE_S = 0.3
-_RACE_S = 4.0
+_RACE_S = 5.0
+_ALTERNATING = "alternating"
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,12 @@ def measure_costs(
     weight_only: bool,
     interval: float,
 ) -> MeasuredCosts:
-    """Profile and race the uniform models and fit the table. ``weight_only`` offers w8 even where it gains no time,
-    for the sake of its size.
+    """Profile and race the uniform models and some that alternate, and fit the table. ``weight_only`` offers w8 even
+    where it gains no time, for the sake of its size.
     """
     names = [layer.name for layer in graph.layers]
     nodes = device.backend.executed_nodes(device.profile({"float": build({}, base)}, _PROFILE_S)["float"], graph)
+    floats = _executing_floats(device.backend, executed_precisions(nodes), names, base)
     int8: list[str] = []
     int8_nodes: tuple[ExecutedNode, ...] = ()
     dropped: list[DroppedOption] = []
@@ -84,11 +88,12 @@ def measure_costs(
                 reason = f"the runtime cannot mix {layer.op_type} layers of {Precision.W8.value} with others"
                 dropped.append(DroppedOption(Precision.W8.value, layer.name, reason))
 
-    plans: dict[str, dict[str, Precision]] = {"float": dict.fromkeys(names, base)}
+    plans: dict[str, dict[str, Precision]] = {"float": floats}
     if int8:
         plans["int8"] = plans["float"] | dict.fromkeys(int8, Precision.INT8)
-        for turn in (0, 1):
-            plans[f"alternating {turn}"] = plans["float"] | dict.fromkeys(int8[turn::2], Precision.INT8)
+        plans |= {
+            name: plans["float"] | dict.fromkeys(some, Precision.INT8) for name, some in _alternating(int8).items()
+        }
     if weighted:
         plans["w8"] = plans["float"] | dict.fromkeys(weighted, Precision.W8)
     raced = device.race({name: build(plan, base) for name, plan in plans.items()}, _RACE_S)
@@ -97,7 +102,7 @@ def measure_costs(
     measured_ms = {name: float_ms * row.ratio for name, row in raced.items()}
 
     latency = {
-        name: {base: time_ms}
+        name: {floats[name]: time_ms}
         for name, time_ms in anchored(layer_times_ms(nodes, graph.layers), measured_ms["float"]).items()
     }
     anchors = {base: measured_ms["float"]}
@@ -111,18 +116,59 @@ def measure_costs(
         # In nine rounds of ten, not by luck: offering w8 doubles the sensitivity work.
         if weight_only or raced["w8"].ratio_high < _WORTHWHILE:
             for name in weighted:
-                latency[name][Precision.W8] = latency[name][base] * ratio
+                latency[name][Precision.W8] = latency[name][floats[name]] * ratio
             anchors[Precision.W8] = measured_ms["w8"]
         else:
             reason = f"takes {ratio:.2f}x the time of {base.value} on this device, and no size budget asks for it"
             dropped.append(DroppedOption(Precision.W8.value, "model", reason))
+    alternating = {name: plan for name, plan in plans.items() if name.startswith(_ALTERNATING)}
     boundary = fit_boundary(
         (crossing_elements(graph.edges, plan), measured_ms[name] - sum(latency[n][p] for n, p in plan.items()))
-        for name, plan in plans.items()
-        if name.startswith("alternating")
+        for name, plan in alternating.items()
     )
-    evidence = "profiles of the uniform models on this device, scaled to their raced latencies"
-    return MeasuredCosts(CostTable(base, latency, anchors, boundary, interval, evidence), tuple(dropped))
+    crossing_ms: Mapping[str, Mapping[str, float]] = {}
+    if alternating:
+        profiles = device.profile({name: build(plan, base) for name, plan in alternating.items()}, _PROFILE_S)
+        mixed = [
+            (
+                plan,
+                layer_times_ms(device.backend.executed_nodes(profiles[name], graph), graph.layers),
+                measured_ms[name],
+            )
+            for name, plan in alternating.items()
+        ]
+        found = fit_crossings(
+            graph.edges,
+            {name: row[floats[name]] for name, row in latency.items()},
+            {name: latency[name][Precision.INT8] for name in int8},
+            [(plan, anchored(times, total_ms)) for plan, times, total_ms in mixed],
+        )
+        crossing_ms = found.cost_ms
+        for name in int8:
+            latency[name][Precision.INT8] += found.shift_ms[name]
+    evidence = "profiles of uniform and alternating models on this device, scaled to their raced latencies"
+    table = CostTable(base, floats, latency, anchors, boundary, interval, evidence, crossing_ms)
+    return MeasuredCosts(table, tuple(dropped))
+
+
+def _alternating(names: Sequence[str]) -> dict[str, list[str]]:
+    """Plans, as their int8 layers, that switch after every layer and after every second one, each both ways round."""
+    return {
+        f"{_ALTERNATING} {run} {turn}": [name for place, name in enumerate(names) if place // run % 2 == turn]
+        for run in (1, 2)
+        for turn in (0, 1)
+        if len(names) > run
+    }
+
+
+def _executing_floats(
+    backend: Backend, executed: Mapping[str, str], names: list[str], base: Precision
+) -> dict[str, Precision]:
+    """The float precision that each layer executes in when the model's is ``base``."""
+    found = dict.fromkeys(names, base)
+    for name, word in executed.items():
+        found[name] = next((p for p in FLOAT_PRECISIONS if backend.executes_as(p, word)), base)
+    return found
 
 
 def _executing_int8(

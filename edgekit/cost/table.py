@@ -2,14 +2,15 @@
 
 Made from the per-node profiles of the uniform models (everything in one precision). Raw node times do not add up to
 the latency of a whole inference, so each uniform total is scaled to that model's latency, raced in the same run (the
-*anchors*). What a table of single layers cannot know, the cost of converting tensors where precisions meet, is one
-coefficient, fitted on plans that alternate. Pure numbers: measuring is done elsewhere.
+*anchors*). What a table of single layers cannot know, the cost of converting tensors where precisions meet, is fitted
+on plans that alternate: for each edge where their profiles show it (`edgekit.cost.crossings`), and as one coefficient
+per element for the others. Pure numbers: measuring is done elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgekit.backends import ExecutedNode
 from edgekit.types import Edge, Figure, Kind, Layer, Precision
@@ -18,16 +19,25 @@ from edgekit.types import Edge, Figure, Kind, Layer, Precision
 @dataclass(frozen=True)
 class CostTable:
     """``latency_ms[layer][precision]`` sums to ``anchors_ms[precision]`` over all layers; a layer's entry holds the
-    operators that follow it up to the next layer. ``boundary_ms_per_element`` is paid for each element of a tensor
-    that crosses between int8 and the float ``base``. ``interval`` is the relative half-width of the 90 % interval.
+    operators that follow it up to the next layer. ``crossing_ms[producer][consumer]`` is paid for an edge that crosses
+    between int8 and the float ``base``; where there is no entry, ``boundary_ms_per_element`` for each of its elements.
+    ``floats`` holds the float precision that each layer really executes in under that base: not every kernel exists in
+    16 bits. ``interval`` is the relative half-width of the 90 % interval.
     """
 
     base: Precision
+    floats: Mapping[str, Precision]
     latency_ms: Mapping[str, Mapping[Precision, float]]
     anchors_ms: Mapping[Precision, float]
     boundary_ms_per_element: float
     interval: float
     evidence: str
+    crossing_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def boundary_ms(self, edge: Edge) -> float:
+        """What the edge costs where its two ends differ in domain."""
+        known = self.crossing_ms.get(edge.producer, {}).get(edge.consumer)
+        return self.boundary_ms_per_element * edge.elements if known is None else known
 
 
 def layer_times_ms(nodes: Iterable[ExecutedNode], layers: Sequence[Layer]) -> dict[str, float]:
@@ -47,10 +57,15 @@ def anchored(times_ms: Mapping[str, float], anchor_ms: float) -> dict[str, float
     return {name: time * anchor_ms / total for name, time in times_ms.items()}
 
 
-def crossing_elements(edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> int:
-    """Elements of the tensors that pass between an int8 and a float layer (model inputs are float)."""
+def crossing(edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> list[Edge]:
+    """The edges that pass between an int8 and a float layer (model inputs are float)."""
     int8 = {name for name, precision in precisions.items() if precision is Precision.INT8}
-    return sum(edge.elements for edge in edges if (edge.producer in int8) != (edge.consumer in int8))
+    return [edge for edge in edges if (edge.producer in int8) != (edge.consumer in int8)]
+
+
+def crossing_elements(edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> int:
+    """Elements of the tensors that pass between an int8 and a float layer."""
+    return sum(edge.elements for edge in crossing(edges, precisions))
 
 
 def fit_boundary(rows: Iterable[tuple[int, float]]) -> float:
@@ -66,7 +81,7 @@ def fit_boundary(rows: Iterable[tuple[int, float]]) -> float:
 def predict_ms(table: CostTable, edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> Figure:
     """Latency of a plan with its 90 % interval."""
     layers = sum(table.latency_ms[name][precision] for name, precision in precisions.items())
-    value = layers + table.boundary_ms_per_element * crossing_elements(edges, precisions)
+    value = layers + sum(map(table.boundary_ms, crossing(edges, precisions)))
     return Figure(
         Kind.PREDICTED, value, value * (1 - table.interval), value * (1 + table.interval), source=table.evidence
     )

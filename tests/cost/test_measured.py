@@ -159,3 +159,28 @@ def test_float_precisions_are_raced_and_fp32_always_stays(folders: Iterator[Path
     assert all(ratio <= 0.97 for precision, ratio in ratios.items() if precision is not FP32)
     assert all("x the time of fp32" in row.reason for row in dropped)
     assert rank_float_precisions(host(), build, ()) == ({FP32: 1.0}, ())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [Precision.BF16, Precision.FP16])
+@pytest.mark.parametrize("name", ["conv_transpose", "lstm", "gru"])
+def test_a_layer_without_a_16_bit_kernel_is_offered_what_it_really_executes_in(
+    folders: Iterator[Path], name: str, base: Precision
+) -> None:
+    source = case(name)
+    costs = measure_costs(
+        source.graph,
+        host(),
+        builder(source, folders),
+        base,
+        offered=(FP32, base, INT8),
+        weight_only=False,
+        interval=0.1,
+    )
+    floats = costs.table.floats
+    assert set(floats) == set(source.names)
+    for layer, row in costs.table.latency_ms.items():
+        assert set(row) <= {floats[layer], INT8}
+    rows = host().profile({"float": openvino.convert(source.write({}), next(folders), base)}, 0.02, 1)["float"]
+    executed = measured.executed_precisions(openvino.executed_nodes(rows, source.graph))
+    assert all(openvino.executes_as(floats[layer], executed[layer]) for layer in source.names)

@@ -41,7 +41,8 @@ def planted(draw: st.DrawFn) -> tuple[CostTable, tuple[Edge, ...], dict[str, Pre
     row = st.fixed_dictionaries({FP32: MILLISECONDS, INT8: MILLISECONDS, W8: MILLISECONDS})
     latency = {f"l{i}": draw(row) for i in range(count)}
     anchors = {p: sum(times[p] for times in latency.values()) for p in (FP32, INT8, W8)}
-    table = CostTable(FP32, latency, anchors, draw(st.floats(0, 1e-3)), draw(st.floats(0.01, 0.5)), "planted")
+    boundary, interval = draw(st.floats(0, 1e-3)), draw(st.floats(0.01, 0.5))
+    table = CostTable(FP32, dict.fromkeys(latency, FP32), latency, anchors, boundary, interval, "planted")
     edges = chain(draw(st.lists(st.integers(1, 10**6), min_size=count, max_size=count)))
     return table, edges, {name: draw(st.sampled_from([FP32, INT8, W8])) for name in latency}
 
@@ -91,9 +92,8 @@ def test_prediction_is_the_sum_of_layers_and_crossings(
 
 
 def test_a_uniform_plan_is_predicted_at_its_anchor_and_the_crossing_of_the_input() -> None:
-    table = CostTable(
-        FP32, {"l0": {FP32: 2.0, INT8: 1.0}, "l1": {FP32: 3.0, INT8: 2.0}}, {FP32: 5, INT8: 3}, 0.01, 0.1, ""
-    )
+    latency = {"l0": {FP32: 2.0, INT8: 1.0}, "l1": {FP32: 3.0, INT8: 2.0}}
+    table = CostTable(FP32, dict.fromkeys(latency, FP32), latency, {FP32: 5, INT8: 3}, 0.01, 0.1, "")
     edges = chain([10, 50])
     assert predict_ms(table, edges, {"l0": FP32, "l1": FP32}).value == 5.0
     assert predict_ms(table, edges, {"l0": INT8, "l1": INT8}).value == pytest.approx(3.1)
@@ -120,7 +120,7 @@ def test_the_fit_is_the_least_squares_one_and_never_negative(rows: list[tuple[in
 
 
 def test_the_mac_baseline_lies_between_the_uniform_totals() -> None:
-    table = CostTable(FP32, {}, {FP32: 10.0, INT8: 4.0}, 0.0, 0.1, "")
+    table = CostTable(FP32, {}, {}, {FP32: 10.0, INT8: 4.0}, 0.0, 0.1, "")
     nets = layers(3, [100, 200, 700])
     plan = {layer.name: FP32 for layer in nets}
     assert mac_baseline_ms(table, nets, plan) == 10.0
@@ -129,6 +129,6 @@ def test_the_mac_baseline_lies_between_the_uniform_totals() -> None:
 
 
 def test_the_mac_baseline_without_int8_is_the_float_total() -> None:
-    table = CostTable(Precision.BF16, {}, {Precision.BF16: 7.0}, 0.0, 0.1, "")
+    table = CostTable(Precision.BF16, {}, {}, {Precision.BF16: 7.0}, 0.0, 0.1, "")
     nets = layers(2, [0, 0])
     assert mac_baseline_ms(table, nets, dict.fromkeys(("l0", "l1"), Precision.BF16)) == 7.0
