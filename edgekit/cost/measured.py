@@ -145,7 +145,7 @@ def measure_costs(
         )
         crossing_ms = found.cost_ms
         for name in int8:
-            latency[name][Precision.INT8] += found.shift_ms[name]
+            latency[name][Precision.INT8] = max(0.0, latency[name][Precision.INT8] + found.shift_ms[name])
     evidence = "profiles of uniform and alternating models on this device, scaled to their raced latencies"
     table = CostTable(base, floats, latency, anchors, boundary, interval, evidence, crossing_ms)
     return MeasuredCosts(table, tuple(dropped))

@@ -80,9 +80,9 @@ def test_an_edge_that_is_dear_one_way_only_is_so_in_prediction() -> None:
     net = Net([(1.0, 1.0)] * 6, [(0.0, 0.0)] * 2 + [(0.6, 0.0)] + [(0.0, 0.0)] * 2, [True] * 5)
     mixed = [(plan, net.times_ms(plan)) for plan in alternating(net.names)]
     found = fit_crossings(net.edges, net.float_ms, net.int8_ms, mixed)
-    assert found.cost_ms["l2"]["l3"] == pytest.approx(0.3, rel=0.1)
-    assert found.shift_ms["l2"] == pytest.approx(0.3, rel=0.1)
-    assert found.shift_ms["l3"] == pytest.approx(-0.3, rel=0.1)
+    assert found.cost_ms["l2"]["l3"] == pytest.approx(0.3, rel=0.2)
+    assert found.shift_ms["l2"] == pytest.approx(0.3, rel=0.2)
+    assert found.shift_ms["l3"] == pytest.approx(-0.3, rel=0.2)
     assert all(found.cost_ms[f"l{i}"][f"l{i + 1}"] < 0.03 for i in (0, 1, 3, 4))
 
 
@@ -97,7 +97,7 @@ def test_an_edge_from_a_layer_that_stays_float_costs_what_it_was_seen_to() -> No
         times["l0"] += 0.4 if full["l1"] is INT8 else 0.0
         mixed.append((full, times))
     found = fit_crossings(edges, dict.fromkeys(names, 1.0), dict.fromkeys(able, 1.0), mixed)
-    assert found.cost_ms["l0"]["l1"] == pytest.approx(0.4, rel=0.1)
+    assert found.cost_ms["l0"]["l1"] == pytest.approx(0.4, rel=0.2)
     assert found.shift_ms["l0"] == 0
     assert "" not in found.cost_ms, "the input never crosses where its layer stays float"
 
