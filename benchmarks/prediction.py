@@ -14,7 +14,7 @@ import json
 import random
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from rich.table import Table
 
 from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.zoo import prepare
-from edgekit.cost.table import CostTable, mac_baseline_ms, predict_ms
+from edgekit.cost.table import mac_baseline_ms, predict_ms, re_anchored
 from edgekit.errors import EdgekitError
 from edgekit.job import Job
 from edgekit.progress import OnConsole
@@ -93,24 +93,6 @@ def random_plan(int8: Sequence[str], pattern: str, share: float, rng: random.Ran
     return frozenset(chosen)
 
 
-def anchored_to(table: CostTable, anchors_ms: Mapping[Precision, float]) -> CostTable:
-    """The table with each precision scaled to its anchor of another race."""
-    scale = {precision: anchors_ms[precision] / table.anchors_ms[precision] for precision in anchors_ms}
-    latency = {
-        name: {p: ms * scale[p] for p, ms in row.items() if p in scale} for name, row in table.latency_ms.items()
-    }
-    return replace(
-        table,
-        latency_ms=latency,
-        anchors_ms=dict(anchors_ms),
-        boundary_ms_per_element=table.boundary_ms_per_element * scale[table.base],
-        crossing_ms={
-            producer: {consumer: ms * scale[table.base] for consumer, ms in row.items()}
-            for producer, row in table.crossing_ms.items()
-        },
-    )
-
-
 def measure(job: Job, plans: int, seed: int, seconds: float) -> Result:
     """Race ``plans`` random plans and predict each."""
     bench = Workbench(job)
@@ -138,7 +120,7 @@ def measure(job: Job, plans: int, seed: int, seconds: float) -> Result:
         raced = job.device.race(artifacts, seconds)
     float_ms = raced["float"].latency_ms.p50
     int8_ms = float_ms * raced["int8"].ratio
-    now = anchored_to(table, {base: float_ms, Precision.INT8: int8_ms})
+    now = re_anchored(table, {base: float_ms, Precision.INT8: int8_ms})
     edges, layers = job.graph.edges, job.graph.layers
     rows = []
     for title in list(precisions)[2:]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgekit.cost.table import mac_baseline_ms, predict_ms
+from edgekit.cost.table import mac_baseline_ms, predict_ms, re_anchored
 from edgekit.devices.race import Raced
 from edgekit.formulate import weight_bytes
 from edgekit.graph.liveness import peak_activation_bytes
@@ -110,7 +110,7 @@ def assemble(
         pareto=_considered(planned),
         blame=tuple(blamed),
         rounds=tuple(rounds),
-        prediction=_prediction(job, raced_plan, raced[raced_plan.name]),
+        prediction=_prediction(job, raced_plan, raced),
         bundle=str(out),
         versions=versions(),
         warnings=_warnings(job),
@@ -233,10 +233,15 @@ def _considered(planned: Planned) -> tuple[ParetoPoint, ...]:
     return tuple(sorted(points, key=lambda point: (point.latency_ms, point.loss)))
 
 
-def _prediction(job: Job, contestant: Contestant, raced: Raced) -> Prediction:
+def _prediction(job: Job, contestant: Contestant, raced: Mapping[str, Raced]) -> Prediction:
+    """Predicted and measured, both against the uniform models of the same race."""
     assert contestant.planned is not None
     table = contestant.planned.planning.table
-    measured = raced.latency_ms.p50
+    float_ms = raced["float"].latency_ms.p50
+    names = {table.base: "float" if table.base is Precision.FP32 else table.base.value, Precision.INT8: "int8"}
+    anchors = {precision: float_ms * raced[name].ratio for precision, name in names.items() if name in raced}
+    table = re_anchored(table, anchors)
+    measured = float_ms * raced[contestant.name].ratio
     predicted = predict_ms(table, job.graph.edges, contestant.precisions).value or 0.0
     baseline = mac_baseline_ms(table, job.graph.layers, contestant.precisions)
     return Prediction(predicted, measured, predicted / measured - 1, baseline, baseline / measured - 1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgekit.catalog import Target
 from edgekit.cost.measured import FLOAT_PRECISIONS
 from edgekit.cost.table import CostTable, predict_ms
 from edgekit.errors import InputError
@@ -58,9 +59,7 @@ def predict_cost(bench: Workbench, wanted: Mapping[str, Precision] | Precision) 
     names = [layer.name for layer in job.graph.layers]
     notes: list[str] = []
     if isinstance(wanted, Precision):
-        if wanted not in job.target.precisions:
-            offered = ", ".join(p.value for p in job.target.precisions)
-            raise InputError(f"target {job.target.name!r} does not offer {wanted.value}", f"it offers {offered}")
+        _require_offered([wanted], job.target)
         base = wanted if wanted in FLOAT_PRECISIONS else Precision.FP32
         wanted = dict.fromkeys(names, wanted)
         table = bench.costs(base, weight_only=True).table
@@ -71,6 +70,7 @@ def predict_cost(bench: Workbench, wanted: Mapping[str, Precision] | Precision) 
         precisions = {name: table.floats[name] if name in lacking else wanted[name] for name in names}
     else:
         _check_plan(wanted, names)
+        _require_offered(wanted.values(), job.target)
         # The base is a choice for the whole model; layers without a 16-bit kernel stand as fp32 beside it.
         halves = [p for p in FLOAT_PRECISIONS if p is not Precision.FP32 and p in wanted.values()]
         base = halves[0] if halves else Precision.FP32
@@ -125,6 +125,13 @@ def _check_plan(plan: Mapping[str, Precision], names: list[str]) -> None:
     if unknown or missing:
         odd = f"it names {unknown[0]!r}, which the model lacks" if unknown else f"it lacks layer {missing[0]!r}"
         raise InputError(f"the plan belongs to another model: {odd}", "pass the model and --shape it was made from")
+
+
+def _require_offered(wanted: Iterable[Precision], target: Target) -> None:
+    for precision in wanted:
+        if precision not in target.precisions:
+            offered = ", ".join(p.value for p in target.precisions)
+            raise InputError(f"target {target.name!r} does not offer {precision.value}", f"it offers {offered}")
 
 
 def _offered(name: str, precision: Precision, table: CostTable) -> Precision:

@@ -528,8 +528,8 @@ def test_bad_plan_file(deployed: tuple[Desk, Finished], desk: Desk) -> None:
     refused(desk, *arguments, "none.json", code=2, message="No such file")
     refused(desk, *arguments, "overlay", code=2, message="Is a directory")
     plan = (bundle / "plan.json").read_text()
-    (desk.folder / "plan.json").write_text(plan.replace('"int8"', '"fp16"'))
-    refused(desk, *arguments, "plan.json", code=2, message="cannot execute in fp16")
+    (desk.folder / "plan.json").write_text(plan.replace('"int8"', '"fp16"').replace('"fp32"', '"fp16"'))
+    refused(desk, *arguments, "plan.json", code=2, message="does not offer fp16")
     onnx.save(zoo.inverted_residual(), desk.folder / "model.onnx")
     refused(desk, *arguments, bundle / "plan.json", code=2, message="belongs to another model")
 

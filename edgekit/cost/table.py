@@ -10,7 +10,7 @@ per element for the others. Pure numbers: measuring is done elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgekit.backends import ExecutedNode
 from edgekit.types import Edge, Figure, Kind, Layer, Precision
@@ -84,6 +84,26 @@ def predict_ms(table: CostTable, edges: Iterable[Edge], precisions: Mapping[str,
     value = layers + sum(map(table.boundary_ms, crossing(edges, precisions)))
     return Figure(
         Kind.PREDICTED, value, value * (1 - table.interval), value * (1 + table.interval), source=table.evidence
+    )
+
+
+def re_anchored(table: CostTable, anchors_ms: Mapping[Precision, float]) -> CostTable:
+    """The table scaled to the latencies of the uniform models in another race: a device is not equally fast all day, and
+    plans are compared with the anchors of their own race. Float precisions scale with the base.
+    """
+    scale = {precision: ms / table.anchors_ms[precision] for precision, ms in anchors_ms.items()}
+    base = scale[table.base]
+    return replace(
+        table,
+        latency_ms={
+            name: {p: ms * scale.get(p, base) for p, ms in row.items()} for name, row in table.latency_ms.items()
+        },
+        anchors_ms={p: anchors_ms.get(p, ms * base) for p, ms in table.anchors_ms.items()},
+        boundary_ms_per_element=table.boundary_ms_per_element * base,
+        crossing_ms={
+            producer: {consumer: ms * base for consumer, ms in row.items()}
+            for producer, row in table.crossing_ms.items()
+        },
     )
 
 

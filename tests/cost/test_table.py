@@ -16,6 +16,7 @@ from edgekit.cost.table import (
     layer_times_ms,
     mac_baseline_ms,
     predict_ms,
+    re_anchored,
 )
 from edgekit.types import Edge, Kind, Layer, Precision
 
@@ -132,3 +133,20 @@ def test_the_mac_baseline_without_int8_is_the_float_total() -> None:
     table = CostTable(Precision.BF16, {}, {}, {Precision.BF16: 7.0}, 0.0, 0.1, "")
     nets = layers(2, [0, 0])
     assert mac_baseline_ms(table, nets, dict.fromkeys(("l0", "l1"), Precision.BF16)) == 7.0
+
+
+def test_a_table_follows_the_uniform_models_of_another_race() -> None:
+    latency = {"l0": {FP32: 2.0, INT8: 1.0}, "l1": {FP32: 3.0, INT8: 2.0}}
+    crossings = {"l0": {"l1": 0.5}}
+    table = CostTable(FP32, dict.fromkeys(latency, FP32), latency, {FP32: 5, INT8: 3}, 0.01, 0.1, "", crossings)
+    twice = re_anchored(table, {FP32: 10, INT8: 3})
+    assert twice.latency_ms == {"l0": {FP32: 4.0, INT8: 1.0}, "l1": {FP32: 6.0, INT8: 2.0}}
+    assert twice.anchors_ms == {FP32: 10, INT8: 3}
+    assert (twice.boundary_ms_per_element, twice.crossing_ms) == (0.02, {"l0": {"l1": 1.0}})
+    assert re_anchored(table, table.anchors_ms) == table
+
+
+def test_float_layers_of_another_precision_follow_the_base() -> None:
+    bf16 = Precision.BF16
+    table = CostTable(bf16, {"l0": bf16, "l1": FP32}, {"l0": {bf16: 1.0}, "l1": {FP32: 2.0}}, {bf16: 3.0}, 0.0, 0.1, "")
+    assert re_anchored(table, {bf16: 6.0}).latency_ms == {"l0": {bf16: 2.0}, "l1": {FP32: 4.0}}
