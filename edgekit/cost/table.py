@@ -88,8 +88,8 @@ def predict_ms(table: CostTable, edges: Iterable[Edge], precisions: Mapping[str,
 
 
 def re_anchored(table: CostTable, anchors_ms: Mapping[Precision, float]) -> CostTable:
-    """The table scaled to the latencies of the uniform models in another race: a device is not equally fast all day, and
-    plans are compared with the anchors of their own race. Float precisions scale with the base.
+    """The table scaled to the latencies of the uniform models in another race: a device is not equally fast all day,
+    and plans are compared with the anchors of their own race. Float precisions scale with the base.
     """
     scale = {precision: ms / table.anchors_ms[precision] for precision, ms in anchors_ms.items()}
     base = scale[table.base]
