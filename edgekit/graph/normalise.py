@@ -11,6 +11,7 @@ from onnx import inliner, version_converter
 
 from edgekit.errors import InputError
 from edgekit.graph.fold import fold_affine
+from edgekit.graph.pads import fold_pads
 from edgekit.graph.read import all_nodes
 from edgekit.graph.tidy import constants_to_initializers, first_line, name_nodes, simplify_softmax, static_shapes
 
@@ -24,7 +25,8 @@ def normalise(model: onnx.ModelProto, where: str) -> ir.Model:
 
     onnxruntime's level-1 optimisations do the folding (constants, identities, dropout, constant ``If``, BatchNorm into
     Conv): they keep node names, use the real kernels and take a few hundredths of a second. What they leave, an affine
-    operator after a layer, `fold_affine` merges. ``model`` must have static input shapes; it is not changed.
+    operator after a layer and zero padding before it, `fold_affine` and `fold_pads` merge. ``model`` must have static
+    input shapes; it is not changed.
     """
     if model.functions:
         model = inliner.inline_local_functions(model)
@@ -42,6 +44,7 @@ def normalise(model: onnx.ModelProto, where: str) -> ir.Model:
         model = _optimise(model, where)
     name_nodes(model)
     normal = static_shapes(ir.serde.deserialize_model(model), where)
+    fold_pads(normal)
     fold_affine(normal)
     simplify_softmax(normal)
     constants_to_initializers(normal)
