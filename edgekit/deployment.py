@@ -44,14 +44,15 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     forbidden: frozenset[tuple[str, Precision]] = frozenset()
     current: Planned | None = planned
     while current is not None:
-        planned = current
         number = len(rounds) + 1
         name = f"plan {number}" if number > 1 else "plan"
-        candidate = _contestant(bench, scorer, name, planned.plan.precisions(), planned.base, planned.float_score)
-        contestant = replace(candidate, planned=planned)
+        contestant, forbidden = _conforming(bench, scorer, name, current, forbidden)
+        planned = contestant.planned or current
+        if any(c.precisions == contestant.precisions for c in contestants if c.planned is not None):
+            break
         contestants.append(contestant)
         raced = bench.race({c.name: c.artifact for c in contestants}, RACE_S, f"race {len(contestants)} candidates")
-        action = f"{len(forbidden)} layers that lost time in int8 go back to float" if forbidden else "first plan"
+        action = f"{len(forbidden)} layers go back to float" if forbidden else "first plan"
         latency = raced[contestant.name].latency_ms.p50
         predicted = planned.plan.predicted.latency_ms.value
         rounds.append(Round(number, action, predicted, latency, contestant.score.metric.value))
@@ -62,8 +63,7 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
             break
         forbidden |= losing
         current = plan_again(bench, scorer, planned, forbidden)
-        if current is not None and any(c.precisions == current.plan.precisions() for c in contestants):
-            break
+    planned = next(c.planned for c in reversed(contestants) if c.planned is not None)
     chosen, reason = choose(contestants, raced, job.budget)
     executed = conformance(bench, chosen)
     if not allow_mismatch:
@@ -84,6 +84,30 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     with job.progress.stage("write the bundle"):
         _pack(job, chosen, result, out)
     return result
+
+
+def _conforming(
+    bench: Workbench, scorer: Scorer, name: str, planned: Planned, forbidden: frozenset[tuple[str, Precision]]
+) -> tuple[Contestant, frozenset[tuple[str, Precision]]]:
+    """The plan as a contestant. What a layer executes can depend on its neighbours' precisions (attention is fused or
+    not), which no uniform model shows: an option that this plan does not get is withdrawn, and planned again, a bounded
+    number of times. What then still does not conform is for the guard.
+    """
+    for _ in range(MOST_ROUNDS):
+        plan = planned.plan
+        candidate = _contestant(bench, scorer, name, plan.precisions(), planned.base, planned.float_score)
+        contestant = replace(candidate, planned=planned)
+        refused = frozenset((m.layer, m.planned) for m in conformance(bench, contestant).mismatches)
+        refused = frozenset(option for option in refused if option[1] in (Precision.INT8, Precision.W8))
+        again = plan_again(bench, scorer, planned, forbidden | refused) if refused else None
+        if again is None:
+            break
+        layer, precision = min(refused)
+        more = f" and {len(refused) - 1} more layers" if len(refused) > 1 else ""
+        bench.job.progress.note(f"{precision.value} withdrawn for {layer}{more}: this plan executes it otherwise")
+        forbidden |= refused
+        planned = again
+    return contestant, forbidden
 
 
 def _uniform(bench: Workbench, scorer: Scorer, planned: Planned) -> list[Contestant]:
