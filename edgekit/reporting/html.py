@@ -208,7 +208,7 @@ def expected(result: DeployResult) -> Expected:
         low, high = (wording.bare_ms(bound * value / figure.value) for bound in (figure.low, figure.high))
         text += f" ({low} to {high})"
         kind += ", 90 % interval"
-    return Expected(text, kind, figure.source, math.isclose(value, figure.value, rel_tol=1e-3))
+    return Expected(text, kind, figure.source, verdict.is_planned(result))
 
 
 @dataclass(frozen=True)
