@@ -61,11 +61,25 @@ def load(path: str | Path, shapes: Mapping[str, tuple[int, ...]] | None = None) 
     model = normalise(proto, where)
     inputs = tuple(_tensor(value) for value in model.graph.inputs)
     require_equal(original, to_bytes(model), [(t.name, t.shape, t.dtype) for t in inputs], where)
+    return _graph(model, sha256)
+
+
+def rebuilt(model: ir.Model, like: Graph) -> Graph:
+    """The graph of a model that was made from the one of ``like``: smaller, say, and still of the same original."""
+    return _graph(model, like.sha256)
+
+
+def reread(content: bytes, like: Graph) -> Graph:
+    """The graph of `to_bytes` of a model that was made from the one of ``like``."""
+    return rebuilt(ir.serde.deserialize_model(onnx.load_model_from_string(content)), like)
+
+
+def _graph(model: ir.Model, sha256: str) -> Graph:
     layers = find_layers(model)
     return Graph(
         model=model,
         sha256=sha256,
-        inputs=inputs,
+        inputs=tuple(_tensor(value) for value in model.graph.inputs),
         outputs=tuple(_tensor(value) for value in model.graph.outputs),
         layers=layers,
         edges=find_edges(model, layers),
