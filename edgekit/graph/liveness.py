@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgekit.graph.buffers import VIEW_OPS, Buffer, Flow, allocate, flow_of
+from edgekit.graph.buffers import VIEW_OPS, Buffer, allocate
+from edgekit.graph.flow import Flow, flow_of
 from edgekit.graph.load import Graph
 from edgekit.types import Layer, Precision
 
@@ -110,12 +111,7 @@ def _all(parts: list[frozenset[str] | None]) -> frozenset[str] | None:
 
 
 def _deciders(buffer: Buffer, flow: Flow, readers: Deciding) -> frozenset[str]:
-    if buffer.dtype != ir.DataType.FLOAT or flow.outputs.intersection(buffer.members):
+    if buffer.is_input or buffer.dtype != ir.DataType.FLOAT or flow.outputs.intersection(buffer.members):
         return frozenset()
-    steps = [
-        readers[step, name]
-        for name in (*buffer.members, *buffer.inside)
-        for step in flow.readers[name]
-        if step in buffer.readers
-    ]
+    steps = [readers[step, name] for name in buffer.members for step in flow.readers[name] if step in buffer.readers]
     return _all(steps) or frozenset()

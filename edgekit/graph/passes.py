@@ -1,0 +1,103 @@
+"""Which nodes are computed in one pass, so that what flows between them takes no memory.
+
+OpenVINO's CPU plugin compiles such subgraphs (snippets), attention among them, and TensorRT has kernels for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgekit.graph.flow import Flow, is_op
+from edgekit.graph.layers import elements_of, shape_of
+
+# fmt: off
+ELEMENTWISE_OPS = frozenset({
+    "Abs", "Add", "BatchNormalization", "Ceil", "Celu", "Clip", "Cos", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu",
+    "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "PRelu", "Pow", "Reciprocal",
+    "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
+    "ThresholdedRelu", "Where",
+})
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Nodes that are computed in one pass over ``sources``, at the step ``last``: only its result is stored."""
+
+    steps: set[int]
+    last: int
+    sources: tuple[str, ...]
+    elementwise: bool
+
+
+def find_passes(flow: Flow) -> dict[int, Pass]:
+    """The pass that each step is in; no entry where a step is none of a pass.
+
+    An elementwise node, or a Softmax of rows, joins its readers where all of them are in one pass over as many
+    elements. Attention is one pass: a MatMul, elementwise operators, Softmax and the MatMul that reads it.
+    """
+    last_of: dict[int, int] = {}
+    for step in reversed(range(len(flow.nodes))):
+        if not _elementwise(flow, step):
+            continue
+        name = flow.nodes[step].outputs[0].name or ""
+        lasts = {last_of.get(reader) for reader in flow.readers[name]}
+        (last,) = lasts if len(lasts) == 1 and name not in flow.outputs else {None}
+        same = last is not None and _size(flow, step) == _size(flow, last)
+        last_of[step] = last if last is not None and same else step
+    makers = {o.name: step for step, node in enumerate(flow.nodes) for o in node.outputs if o.name}
+    for step in range(len(flow.nodes)):
+        last_of.update(_attention(flow, step, last_of, makers))
+    found: dict[int, Pass] = {}
+    for last in set(last_of.values()):
+        steps = {step for step, its in last_of.items() if its == last}
+        made = {o.name for step in steps for o in flow.nodes[step].outputs}
+        reads = [name for step in sorted(steps) for name in flow.reads[step] if name not in made]
+        if reads:
+            one = Pass(steps, last, tuple(dict.fromkeys(reads)), _elementwise(flow, last))
+            found.update(dict.fromkeys(steps, one))
+    return found
+
+
+def _attention(flow: Flow, softmax: int, last_of: dict[int, int], makers: dict[str, int]) -> dict[int, int]:
+    """For a Softmax between two matrix products, the steps from the first to the second, each with the second."""
+    if not _softmax_of_rows(flow.nodes[softmax]):
+        return {}
+    weights = flow.nodes[softmax].outputs[0].name or ""
+    steps = {step for step, last in last_of.items() if last == softmax}  # with what scales and masks the scores
+    made = {flow.nodes[step].outputs[0].name for step in steps}
+    sources = {name for step in steps for name in flow.reads[step] if name not in made}
+    products = [makers[name] for name in sources if _product(flow, makers.get(name, -1))]
+    after = flow.readers[weights]
+    if len(products) != 1 or len(after) != 1 or not _product(flow, after[0]):
+        return {}
+    steps |= {products[0]}
+    inner = {o.name or "" for step in steps for o in flow.nodes[step].outputs}
+    steps |= {after[0]}
+    closed = all(steps.issuperset(flow.readers[name]) for name in inner) and not flow.outputs & inner
+    return dict.fromkeys(steps, after[0]) if closed else {}
+
+
+def _product(flow: Flow, step: int) -> bool:
+    return step >= 0 and is_op(flow.nodes[step], "MatMul") and len(flow.reads[step]) == 2
+
+
+def _elementwise(flow: Flow, step: int) -> bool:
+    node = flow.nodes[step]
+    if step in {add for add, _ in flow.sums.values()} or len([o for o in node.outputs if o.name]) != 1:
+        return False
+    return is_op(node, *ELEMENTWISE_OPS) or _softmax_of_rows(node)
+
+
+def _softmax_of_rows(node: ir.Node) -> bool:
+    """Whether a row is all that it needs at a time, and where it is all that it writes over."""
+    if not is_op(node, "Softmax"):
+        return False
+    return node.attributes.get_int("axis", -1) in (-1, len(shape_of(node.outputs[0])) - 1)
+
+
+def _size(flow: Flow, step: int) -> tuple[object, int]:
+    value = flow.nodes[step].outputs[0]
+    return value.dtype, elements_of(value)
