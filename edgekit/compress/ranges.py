@@ -52,21 +52,36 @@ def collect_ranges(
     if len(dataset) == 0:
         raise InputError("there are no samples to observe ranges on", "pass calibration data with --data")
     histograms = {name: Histogram(name) for name in dict.fromkeys(tensors)}
+    for done, runs, index, values in observe(graph, list(histograms), dataset, threads):
+        _update(histograms, values, index)
+        if on_progress is not None:
+            on_progress(done, runs)
+    return histograms
+
+
+def observe(
+    graph: Graph, tensors: Sequence[str], dataset: Samples, threads: int = 1
+) -> Iterator[tuple[int, int, int, dict[str, np.ndarray]]]:
+    """Runs of the float model, each as (runs done, runs in all, index of the sample, tensor name -> its values).
+
+    Tensors whose values do not fit into memory together come in several passes over the samples; ``tensors`` may name
+    model inputs, which come in the first pass.
+
+    Raises:
+        InputError: a sample does not fit the model's inputs.
+        ValueError: the model has no such float tensor.
+    """
     inputs = {tensor.name for tensor in graph.inputs}
-    passes = _passes(graph, [name for name in histograms if name not in inputs])
-    done, runs = 0, len(passes) * len(dataset)
+    passes = _passes(graph, [name for name in tensors if name not in inputs])
+    runs = len(passes) * len(dataset)
     for number, names in enumerate(passes):
-        session = _session(_observed(graph.model, names), threads)
+        session = session_of(_observed(graph.model, names), threads)
         for index in range(len(dataset)):
-            feed = _feed(graph, dataset, index)
+            feed = feed_of(graph, dataset, index)
             values = dict(zip(names, session.run(names, feed), strict=True)) if names else {}
             if number == 0:
-                values |= {name: feed[name] for name in histograms if name in inputs}
-            _update(histograms, values, index)
-            done += 1
-            if on_progress is not None:
-                on_progress(done, runs)
-    return histograms
+                values |= {name: feed[name] for name in tensors if name in inputs}
+            yield number * len(dataset) + index + 1, runs, index, values
 
 
 def run_float(graph: Graph, dataset: Samples, threads: int = 1) -> Iterator[dict[str, np.ndarray]]:
@@ -75,10 +90,10 @@ def run_float(graph: Graph, dataset: Samples, threads: int = 1) -> Iterator[dict
     Raises:
         InputError: a sample does not fit the model's inputs.
     """
-    session = _session(to_bytes(graph.model), threads)
+    session = session_of(to_bytes(graph.model), threads)
     names = [tensor.name for tensor in graph.outputs]
     for index in range(len(dataset)):
-        yield dict(zip(names, session.run(names, _feed(graph, dataset, index)), strict=True))
+        yield dict(zip(names, session.run(names, feed_of(graph, dataset, index)), strict=True))
 
 
 def _update(histograms: dict[str, Histogram], values: dict[str, np.ndarray], index: int) -> None:
@@ -91,7 +106,8 @@ def _update(histograms: dict[str, Histogram], values: dict[str, np.ndarray], ind
             ) from None
 
 
-def _feed(graph: Graph, dataset: Samples, index: int) -> dict[str, np.ndarray]:
+def feed_of(graph: Graph, dataset: Samples, index: int) -> dict[str, np.ndarray]:
+    """One sample as the model takes it. Raises InputError where it does not fit."""
     sample = dataset.sample(index)
     for tensor in graph.inputs:
         if tensor.name not in sample:
@@ -142,7 +158,8 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
     return {value.name: value for node in model.graph for value in node.outputs if value.name}
 
 
-def _session(model: bytes, threads: int) -> Any:
+def session_of(model: bytes, threads: int) -> Any:
+    """An onnxruntime session on the CPU whose results do not change with the runtime's version."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

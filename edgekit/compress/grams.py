@@ -1,0 +1,247 @@
+"""Second moments of what layers read: all that least squares and second-order importance need to know of the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit.compress.products import View, product_of, rows_of
+from edgekit.compress.ranges import observe
+from edgekit.errors import InputError
+
+if TYPE_CHECKING:
+    from edgekit.compress.ranges import Samples
+    from edgekit.graph import Graph
+
+# Wider products are left alone: a Gram matrix grows with the square, its inverse with the cube of the columns.
+MAX_COLUMNS = 5000
+# More rows than this change the moments less than the choice of the samples does.
+_ROWS_PER_COLUMN = 8
+_ROWS = 8192
+# Ridges to choose from, relative to each column's own variance: noise 30 dB below every input, up to none of the
+# correlations trusted.
+DAMPINGS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+# Ridge relative to the mean column: a channel that hardly moves on these samples must not be given a weight that
+# explodes where it does.
+_FLOOR = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """Mean of r^T r over ``rows`` rows r = [x, 1] of a product's input, float64 [blocks, columns + 1, columns + 1].
+
+    The last column is the constant one that the bias multiplies. ``damping`` is the ridge that the data call for,
+    relative to each column's variance.
+    """
+
+    second: np.ndarray
+    rows: int
+    damping: float = DAMPINGS[0]
+
+    @cached_property
+    def inverse(self) -> np.ndarray:
+        """Inverse of the damped matrix, [blocks, columns + 1, columns + 1]. The constant column is not damped: a bias
+        costs nothing, and means are absorbed exactly.
+        """
+        return self.damped(self.damping)
+
+    def damped(self, damping: float) -> np.ndarray:
+        """The inverse with another ridge."""
+        power = float(np.diagonal(self.second, axis1=1, axis2=2)[:, :-1].mean())
+        return np.stack([_inverse(block, damping, _FLOOR * power or 1.0) for block in self.second])
+
+
+class Moments:
+    """Sums up rows [blocks, rows, columns] with the constant column, and what they are multiplied with.
+
+    Samples are dealt to two folds, so that what one half teaches can be judged on the other.
+    """
+
+    def __init__(self, blocks: int, columns: int, outputs: int = 0) -> None:
+        self._second = np.zeros((2, blocks, columns + 1, columns + 1))
+        self._cross = np.zeros((2, blocks, outputs, columns + 1))
+        self._rows = [0, 0]
+
+    def add(self, fold: int, rows: np.ndarray, targets: np.ndarray | None = None) -> None:
+        """Add rows of a sample of the fold (0 or 1, see `fold_of`), and the ``targets`` [blocks, rows, outputs] that
+        belong to them; broken ones (NaN) do not count.
+        """
+        whole = np.isfinite(rows).all(axis=(0, 2))
+        if targets is not None:
+            whole &= np.isfinite(targets).all(axis=(0, 2))
+            targets = targets[:, whole].astype(np.float64)
+        extended = np.ones((rows.shape[0], int(whole.sum()), rows.shape[2] + 1))
+        extended[:, :, :-1] = rows[:, whole]
+        for block, values in enumerate(extended):
+            self._second[fold, block] += values.T @ values
+            if targets is not None:
+                self._cross[fold, block] += targets[block].T @ values
+        self._rows[fold] += extended.shape[1]
+
+    def gram(self) -> Gram:
+        """The mean of r^T r, with the ridge under which one half of the samples best tells each column of the other
+        half from the rest of its columns.
+        """
+        whole, halves = self._whole(), self._halves()
+        if len(halves) < 2:
+            return whole
+        known, other = halves
+        return replace(whole, damping=_best(lambda damping: _surprise(known, other, damping)))
+
+    def regression(self, intercept: bool) -> np.ndarray:
+        """What [blocks, outputs, columns + 1] times the rows best gives the targets: least squares with the ridge under
+        which each half of the samples best predicts the other. Zero where none predicts better than zero does.
+        """
+        halves = self._halves()
+        crosses = [self._cross[fold] / self._rows[fold] for fold in range(2) if self._rows[fold]]
+        if len(halves) < 2:
+            return np.zeros(self._cross.shape[1:]) if not halves else _regress(halves[0], crosses[0], 1.0, intercept)
+
+        def loss(damping: float) -> float:
+            return sum(
+                _excess(halves[1 - fold], crosses[1 - fold], _regress(halves[fold], crosses[fold], damping, intercept))
+                for fold in range(2)
+            )
+
+        damping = _best(loss)
+        if not loss(damping) < 0:
+            return np.zeros(self._cross.shape[1:])
+        return _regress(self._whole(), self._cross.sum(axis=0) / sum(self._rows), damping, intercept)
+
+    def _whole(self) -> Gram:
+        rows = max(1, sum(self._rows))
+        return Gram(self._second.sum(axis=0) / rows, rows)
+
+    def _halves(self) -> list[Gram]:
+        return [Gram(self._second[fold] / n, n) for fold, n in enumerate(self._rows) if n]
+
+
+def _best(loss: Callable[[float], float]) -> float:
+    """The largest ridge that the next smaller one does not better. Coming from above, because where there are fewer
+    rows than columns the loss falls once more on the far side of its peak.
+    """
+    best, least = DAMPINGS[-1], loss(DAMPINGS[-1])
+    for damping in reversed(DAMPINGS[:-1]):
+        found = loss(damping)
+        if not found < least:
+            break
+        best, least = damping, found
+    return best
+
+
+def _surprise(known: Gram, other: Gram, damping: float) -> float:
+    """Mean share of a column's variance in ``other`` that its regression on all other columns, learnt from ``known``,
+    leaves unexplained. Row i of an inverse covariance is that regression, times -1 / P_ii.
+    """
+    total = 0.0
+    for inverse, second in zip(known.damped(damping), other.second, strict=True):
+        own = np.diagonal(inverse)[:-1]
+        errors = np.einsum("ij,ij->i", inverse[:-1] @ second, inverse[:-1]) / own**2
+        variance = np.diagonal(second)[:-1] - second[:-1, -1] ** 2
+        moving = variance > 1e-9 * np.diagonal(second)[:-1].mean()
+        total += float((errors[moving] / variance[moving]).mean()) if moving.any() else 0.0
+    return total
+
+
+def _regress(gram: Gram, cross: np.ndarray, damping: float, intercept: bool) -> np.ndarray:
+    inverse = gram.damped(damping)
+    if not intercept:
+        last = inverse[:, :, -1:]
+        inverse = inverse - last @ last.transpose(0, 2, 1) / inverse[:, -1:, -1:]
+    return np.asarray(cross @ inverse)
+
+
+def _excess(gram: Gram, cross: np.ndarray, solution: np.ndarray) -> float:
+    """Mean squared error of a solution on the rows of ``gram``, less that of the zero solution."""
+    return float((solution @ gram.second * solution).sum() - 2 * (solution * cross).sum())
+
+
+def collect_grams(
+    graph: Graph,
+    layers: Sequence[str],
+    dataset: Samples,
+    on_progress: Callable[[int, int], None] | None = None,
+    threads: int = 1,
+) -> dict[str, Gram]:
+    """Layer name -> Gram matrix of the rows that it multiplies, over all samples.
+
+    There is no entry for layers that mix no channels (depthwise convolutions), that multiply two activations, or whose
+    product is wider than `MAX_COLUMNS`. Layers that read the same rows share one object. Of samples with many rows some
+    are drawn, the same ones each time. ``on_progress`` is called with the runs done and the runs in all.
+
+    Raises:
+        InputError: there are no samples, or one does not fit the model's inputs.
+    """
+    if len(dataset) == 0:
+        raise InputError("there are no samples to collect moments on", "pass calibration data with --data")
+    views = _views(graph, layers)
+    moments = {view: Moments(view.blocks, view.columns) for view in views.values()}
+    by_source: dict[str, list[View]] = {}
+    for view in moments:
+        by_source.setdefault(view.source, []).append(view)
+    if not moments:
+        return {}
+    for done, runs, index, values in observe(graph, sorted(by_source), dataset, threads):
+        for name, array in values.items():
+            for view in by_source[name]:
+                moments[view].add(
+                    fold_of(index, len(dataset)), rows_of(view, array, drawn_rows(view, index, len(dataset)))
+                )
+        if on_progress is not None:
+            on_progress(done, runs)
+    grams = {view: sums.gram() for view, sums in moments.items()}
+    return {layer: grams[view] for layer, view in views.items()}
+
+
+def drawn_rows(view: View, index: int, samples: int) -> np.ndarray | None:
+    """Which rows of sample ``index`` of ``samples`` count; None: all. Drawn by nothing but the shapes and the index."""
+    wanted = math.ceil(max(_ROWS, _ROWS_PER_COLUMN * (view.columns + 1)) / samples)
+    if wanted >= view.rows:
+        return None
+    rng = np.random.default_rng([view.rows, wanted, index])
+    return np.sort(rng.choice(view.rows, wanted, replace=False))
+
+
+def fold_of(index: int, samples: int) -> int:
+    """The fold of a sample. Neighbours stay together, because they are often alike (frames of one film, crops of one
+    picture) and would tell each other's fold; every other quarter, because data may be sorted by class.
+    """
+    return min(4, samples) * index // samples % 2
+
+
+def mixes_channels(view: View) -> bool:
+    """Whether several channels meet in one output, in a product small enough to invert."""
+    return view.taps < view.columns <= MAX_COLUMNS
+
+
+def _views(graph: Graph, layers: Sequence[str]) -> dict[str, View]:
+    wanted = frozenset(layers)
+    found = {node.name or "": product_of(node) for node in graph.model.graph if node.name in wanted}
+    return {name: p.view for name, p in found.items() if p is not None and mixes_channels(p.view)}
+
+
+def _inverse(second: np.ndarray, damping: float, floor: float) -> np.ndarray:
+    """Inverse of the matrix with the ridge, by blocks around the constant column: (covariance + ridge)^-1 = P, then
+    [[P, -P m], [-m^T P, 1 + m^T P m]] with the means m. Works on centred moments, so large means cost no digits.
+    """
+    from scipy.linalg import lapack
+
+    mean = second[:-1, -1]
+    covariance = second[:-1, :-1] - np.outer(mean, mean)
+    variance = np.maximum(np.diagonal(covariance), 0)
+    while True:
+        ridged = covariance.copy()
+        ridged[np.diag_indices_from(ridged)] = (1 + damping) * variance + floor
+        factor, failed = lapack.dpotrf(ridged, lower=1)
+        if not failed:
+            break
+        damping, floor = 10 * damping, 10 * floor  # rounding made it indefinite
+    lower, _ = lapack.dpotri(factor, lower=1)
+    inverse = np.tril(lower) + np.tril(lower, -1).T
+    solved = inverse @ mean
+    return np.block([[inverse, -solved[:, None]], [-solved[None], np.array([[1 + mean @ solved]])]])
