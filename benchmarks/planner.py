@@ -6,17 +6,42 @@ budget; then lowest loss at that latency, against the greedy that most tools use
 with the best latency gain per loss).
 
     python benchmarks/planner.py [--layers 50 200 1000] [--seed 0] [--json]
+
+With ``--joint``, channels too: inverted-residual stages with shared residual groups, depthwise layers, concatenations
+and boundaries, five keep ratios a group. Task: lowest latency under loss, weight and memory budgets; then the lowest
+loss at one latency and the same budgets, against the greedy, bits alone and channels alone.
+
+    python benchmarks/planner.py --joint [--memory 0.3] [--no-losses] [--layers 50 200 1000] [--seed 0] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
-from edgekit.planner import ActivationTensor, Boundary, LayerOption, Limits, PlanningLayer, Problem, evaluate, solve
+from edgekit.errors import InfeasibleError
+from edgekit.planner import (
+    ActivationTensor,
+    Boundary,
+    BoundaryPart,
+    GroupOption,
+    LayerOption,
+    Limits,
+    PlanningGroup,
+    PlanningLayer,
+    Problem,
+    ShapeCost,
+    TensorPart,
+    evaluate,
+    greedy,
+    solve,
+)
 from edgekit.types import Precision
 
 LIVE = 20
@@ -61,36 +86,202 @@ def synthetic(layers: int, seed: int) -> Problem:
     return Problem(tuple(planned), tuple(boundaries), tuple(tensors), tuple(map(tuple, steps)), 0.1)
 
 
-def greedy(problem: Problem, latency_ms: float) -> tuple[int, ...] | None:
-    """From all-float, the single change with the most latency gained per loss added, until the latency is reached."""
-    neighbours: dict[int, list[tuple[int, float]]] = {i: [] for i in range(len(problem.layers))}
-    for b in problem.boundaries:
-        neighbours[b.consumer].append((b.producer, b.cost_ms))
-        if b.producer >= 0:
-            neighbours[b.producer].append((b.consumer, b.cost_ms))
-    choice = [0] * len(problem.layers)
+RATIOS = (1.0, 0.75, 0.5, 0.375, 0.25)
+PRECISIONS = ((Precision.FP32, "float", 4), (Precision.W8, "float", 1), (Precision.INT8, "int8", 1))
 
-    def local_ms(layer: int, option: LayerOption) -> float:
-        def domain(other: int) -> str:
-            return "float" if other < 0 else problem.layers[other].options[choice[other]].domain
 
-        return option.latency_ms + sum(c for other, c in neighbours[layer] if domain(other) != option.domain)
+class _Net:
+    """A network under construction: inverted-residual stages whose blocks share one residual group, some stages
+    starting with a concatenation of an earlier stage's channels.
+    """
 
-    now = evaluate(problem, choice).latency_ms
-    while now > latency_ms:
-        best: tuple[float, float, int, int] | None = None
-        for i, layer in enumerate(problem.layers):
-            old = layer.options[choice[i]]
-            old_ms = local_ms(i, old)
-            for k, option in enumerate(layer.options):
-                gain, added = old_ms - local_ms(i, option), option.loss - old.loss
-                if gain > 0 and added > 0 and (best is None or gain / added > best[0]):
-                    best = (gain / added, gain, i, k)
-        if best is None:
-            return None
-        choice[best[2]] = best[3]
-        now -= best[1]
-    return tuple(choice)
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.groups: list[PlanningGroup] = []
+        self.layers: list[PlanningLayer] = []
+        self.shapes: list[ShapeCost] = []
+        self.outputs: list[tuple[int, int]] = []  # each layer's output: channel group, pixels
+        self.edges: list[tuple[int, int]] = []  # (producer, consumer)
+
+    def group(self, channels: int, ratios: tuple[float, ...] = RATIOS) -> int:
+        scale, power = 10 ** self.rng.uniform(-5, -1), self.rng.uniform(1.2, 2.5)
+        options = tuple(GroupOption(int(channels * r), scale * (1 - r) ** power) for r in ratios)
+        self.groups.append(PlanningGroup(f"group{len(self.groups)}", options))
+        return len(self.groups) - 1
+
+    def layer(self, kernel: int, inputs: tuple[int, ...], output: int, pixels: int, depthwise: bool = False) -> int:
+        rng, number = self.rng, len(self.layers)
+        speeds = (1.0, rng.uniform(0.9, 1.03), rng.choice((0.9, 1.5, 2.2, 3.5)) * rng.uniform(0.9, 1.1))
+        loss, overhead = 10 ** rng.uniform(-7, -1), rng.uniform(0.001, 0.005)
+        per_ms = rng.uniform(3e6, 8e6) if depthwise else rng.uniform(5e8, 2e9)
+        losses = (0.0, loss / 30, loss)
+        options = (LayerOption(p, overhead, 0, 0, x, d) for (p, d, _), x in zip(PRECISIONS, losses, strict=True))
+        self.layers.append(PlanningLayer(f"layer{number}", "Conv", tuple(options)))
+        out = [o.kept for o in self.groups[output].options]
+        for group in inputs:
+            into = [1] if depthwise else [o.kept for o in self.groups[group].options]
+            # channels are computed eight at a time
+            macs = [
+                [pixels * kernel * 8 * math.ceil(b / 8) * (a if a < 8 else 8 * math.ceil(a / 8)) for b in out]
+                for a in into
+            ]
+            latency = [[[m / per_ms / speed for m in row] for row in macs] for speed in speeds]
+            weights = [[[kernel * a * b * width for b in out] for a in into] for _, _, width in PRECISIONS]
+            if depthwise:
+                self.shapes.append(
+                    ShapeCost(number, (output,), *([rows[0] for rows in t] for t in (latency, weights, weights)))
+                )
+            else:
+                self.shapes.append(ShapeCost(number, (group, output), latency, weights, weights))
+        self.outputs.append((output, pixels))
+        return number
+
+    def problem(self) -> Problem:
+        last = len(self.layers) - 1
+        consumers = [sorted({c for p, c in self.edges if p == i and c <= last}) for i in range(last + 1)]
+        tensors, boundaries, steps = [], [Boundary(-1, 0, 0.01)], [list[int]() for _ in self.layers]
+        for i, (group, pixels) in enumerate(self.outputs):
+            elements = tuple(pixels * o.kept for o in self.groups[group].options)
+            part = TensorPart(group, tuple(4 * n for n in elements), elements)
+            tensors.append(ActivationTensor(0, 0, tuple(consumers[i]), (part,)))
+            crossing = BoundaryPart(group, tuple(n * 2e-7 for n in elements))
+            boundaries += [Boundary(i, c, 0.0005, (crossing,)) for c in consumers[i]]
+            for step in range(i, max((i, *consumers[i])) + 1):
+                steps[step].append(i)
+        shapes, groups = tuple(self.shapes), tuple(self.groups)
+        return Problem(
+            tuple(self.layers), tuple(boundaries), tuple(tensors), tuple(map(tuple, steps)), 0.1, groups, shapes
+        )
+
+
+def joint(layers: int, seed: int) -> Problem:
+    """Three precisions a layer, five keep ratios a group; residual groups shared by two to seven layers."""
+    net = _Net(seed)
+    rng, pixels = net.rng, 56 * 56
+    residual = net.group(32)
+    previous = net.layer(9, (net.group(3, (1.0,)),), residual, pixels)
+    stages: list[tuple[int, int]] = []  # last layer, residual group
+    while True:
+        for _ in range(rng.randint(1, 3)):
+            if len(net.layers) + 3 > layers:
+                return net.problem()
+            wide = net.group(net.groups[residual].options[0].kept * rng.choice((2, 4)))
+            expand = net.layer(1, (residual,), wide, pixels)
+            depthwise = net.layer(9, (wide,), wide, pixels, depthwise=True)
+            project = net.layer(1, (wide,), residual, pixels)
+            net.edges += [(previous, expand), (expand, depthwise), (depthwise, project), (previous, project + 1)]
+            previous = project
+        stages.append((previous, residual))
+        group, pixels = net.group(rng.choice((32, 64, 96, 160))), rng.choice((49, 196, 784, 3136))
+        inputs, sources = [residual], [previous]
+        if len(stages) > 4 and rng.random() < 0.4:
+            source, other = rng.choice(stages[-20:-1])
+            inputs.append(other)
+            sources.append(source)
+        start = net.layer(1 if len(inputs) > 1 else 9, tuple(inputs), group, pixels)
+        net.edges += [(source, start) for source in sources]
+        previous, residual = start, group
+
+
+def restricted(problem: Problem, layers: Sequence[Sequence[int]], groups: Sequence[Sequence[int]]) -> Problem:
+    """Only these options of each layer and of each group."""
+
+    def cells(values: Any, at: Sequence[Sequence[int]]) -> Any:
+        return tuple(cells(values[i], at[1:]) for i in at[0]) if at else values
+
+    def part(values: tuple[Any, ...], group: int) -> tuple[Any, ...]:
+        return tuple(values[i] for i in groups[group])
+
+    shapes = []
+    for s in problem.shape_costs:
+        at = [layers[s.layer], *(groups[g] for g in s.groups)]
+        tables = (cells(t, at) for t in (s.latency_ms, s.weight_bytes, s.memory_bytes))
+        shapes.append(ShapeCost(s.layer, s.groups, *tables))
+    return replace(
+        problem,
+        layers=tuple(replace(x, options=cells(x.options, [k])) for x, k in zip(problem.layers, layers, strict=True)),
+        groups=tuple(replace(x, options=cells(x.options, [k])) for x, k in zip(problem.groups, groups, strict=True)),
+        shape_costs=tuple(shapes),
+        boundaries=tuple(
+            replace(b, parts=tuple(BoundaryPart(p.group, part(p.cost_ms, p.group)) for p in b.parts))
+            for b in problem.boundaries
+        ),
+        tensors=tuple(
+            replace(
+                t,
+                parts=tuple(
+                    TensorPart(p.group, part(p.bytes_full, p.group), part(p.bytes_small, p.group)) for p in t.parts
+                ),
+            )
+            for t in problem.tensors
+        ),
+    )
+
+
+def bits_only(problem: Problem) -> Problem:
+    """Every group whole."""
+    return restricted(problem, [range(len(x.options)) for x in problem.layers], [[0]] * len(problem.groups))
+
+
+def channels_only(problem: Problem) -> Problem:
+    """Every layer in float."""
+    return restricted(problem, [[0]] * len(problem.layers), [range(len(x.options)) for x in problem.groups])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds and proven gap of the lowest latency within all budgets; losses at one latency and the same budgets."""
+
+    layers: int
+    seed: int
+    memory: float  # budget, as a share of the float model's
+    seconds: float
+    cpu_seconds: float
+    gap: float
+    plan: float  # latency, as a share of the float model's
+    binding: tuple[str, ...]
+    joint_loss: float | None = None
+    greedy_loss: float | None = None
+    bits_only_loss: float | None = None
+    channels_only_loss: float | None = None
+
+
+def compare(layers: int, seed: int, memory: float, gap: float, losses: bool = True) -> Comparison:
+    """Lowest latency with 5 % of the all-int8 loss, a fifth of the float model's weights and ``memory`` of its memory;
+    then, if ``losses``, the loss at three quarters of its latency with 30 % of its weights and memory.
+    """
+    problem = joint(layers, seed)
+    whole = [0] * len(problem.groups)
+    in_float = evaluate(problem, [0] * len(problem.layers), whole)
+    in_int8 = evaluate(problem, [2] * len(problem.layers), whole)
+    weights, peak = in_float.weight_bytes, in_float.memory_bytes
+    limits = Limits(loss=0.05 * in_int8.loss, weight_bytes=weights // 5, memory_bytes=int(memory * peak))
+    begun = time.process_time()
+    fastest = solve(problem, limits, "latency", gap, time_limit_s=60)
+    cpu_seconds = time.process_time() - begun
+    timed = Comparison(
+        layers,
+        seed,
+        memory,
+        fastest.seconds,
+        cpu_seconds,
+        fastest.search_gap,
+        fastest.totals.latency_ms / in_float.latency_ms,
+        fastest.binding,
+    )
+    if not losses:
+        return timed
+    limits = Limits(0.75 * in_float.latency_ms, int(0.3 * weights), int(0.3 * peak))
+    found: list[float | None] = []
+    for one in (problem, bits_only(problem), channels_only(problem)):
+        try:
+            found.append(solve(one, limits, "loss", gap, time_limit_s=60).totals.loss)
+        except InfeasibleError:
+            found.append(None)
+    naive = greedy(problem, limits)
+    loss = None if naive is None else evaluate(problem, *naive).loss
+    both, bits, channels = found
+    return replace(timed, joint_loss=both, greedy_loss=loss, bits_only_loss=bits, channels_only_loss=channels)
 
 
 @dataclass(frozen=True)
@@ -118,7 +309,7 @@ def measure(layers: int, seed: int, gap: float) -> Row:
     # the comparison with the greedy leaves memory out, which a greedy cannot keep
     unlimited = solve(problem, Limits(latency_ms=target_ms), "loss", gap)
     begun = time.perf_counter()
-    naive = greedy(problem, target_ms)
+    naive = greedy(problem, Limits(latency_ms=target_ms))
     greedy_s = time.perf_counter() - begun
     return Row(
         layers=layers,
@@ -129,7 +320,7 @@ def measure(layers: int, seed: int, gap: float) -> Row:
         float_ms=in_float.latency_ms,
         plan_ms=fastest.totals.latency_ms,
         binding=fastest.binding,
-        greedy_loss_ratio=None if naive is None else evaluate(problem, naive).loss / unlimited.totals.loss,
+        greedy_loss_ratio=None if naive is None else evaluate(problem, *naive).loss / unlimited.totals.loss,
         greedy_s=greedy_s,
     )
 
@@ -138,21 +329,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[50, 200, 1000])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gap", type=float, default=1e-4)
+    parser.add_argument("--gap", type=float, default=None)
+    parser.add_argument("--joint", action="store_true", help="channels and bits")
+    parser.add_argument(
+        "--memory", type=float, default=0.3, help="with --joint: budget, as a share of the float model's"
+    )
+    parser.add_argument("--no-losses", action="store_true", help="with --joint: time the fastest plan only")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    rows = [measure(layers, arguments.seed, arguments.gap) for layers in arguments.layers]
+    if arguments.joint:
+        rows: list[Any] = []
+        for layers in arguments.layers:
+            gap = arguments.gap or 1e-3
+            rows.append(compare(layers, arguments.seed, arguments.memory, gap, not arguments.no_losses))
+    else:
+        rows = [measure(layers, arguments.seed, arguments.gap or 1e-4) for layers in arguments.layers]
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
-        return
-    print("layers | min latency: s, gap | min loss: s, gap | float ms -> plan ms | greedy: loss ratio, s | binding")
-    for r in rows:
-        ratio = "not reached" if r.greedy_loss_ratio is None else f"{r.greedy_loss_ratio:.2f}x"
-        print(
-            f"{r.layers:6d} | {r.latency_objective_s:6.2f} {r.latency_objective_gap:.1e} "
-            f"| {r.loss_objective_s:6.2f} {r.loss_objective_gap:.1e} "
-            f"| {r.float_ms:8.2f} -> {r.plan_ms:8.2f} | {ratio:>11} {r.greedy_s:.2f} | {', '.join(r.binding)}"
-        )
+    elif arguments.joint:
+        print("layers | memory | min latency: s, cpu s, gap | of float | loss: joint, greedy, bits, channels | binding")
+        for c in rows:
+            losses = (c.joint_loss, c.greedy_loss, c.bits_only_loss, c.channels_only_loss)
+            said = ", ".join("not reached" if x is None else f"{x:.3g}" for x in losses)
+            print(
+                f"{c.layers:6d} | {c.memory:6.2f} | {c.seconds:6.2f} {c.cpu_seconds:6.2f} {c.gap:.1e} | {c.plan:.2f} "
+                f"| {said} | {', '.join(c.binding)}"
+            )
+    else:
+        print("layers | min latency: s, gap | min loss: s, gap | float ms -> plan ms | greedy: loss ratio, s | binding")
+        for r in rows:
+            ratio = "not reached" if r.greedy_loss_ratio is None else f"{r.greedy_loss_ratio:.2f}x"
+            print(
+                f"{r.layers:6d} | {r.latency_objective_s:6.2f} {r.latency_objective_gap:.1e} "
+                f"| {r.loss_objective_s:6.2f} {r.loss_objective_gap:.1e} "
+                f"| {r.float_ms:8.2f} -> {r.plan_ms:8.2f} | {ratio:>11} {r.greedy_s:.2f} | {', '.join(r.binding)}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Does a sum of layer costs predict a mixed plan? Random int8/float plans: predicted latency against measured.
 
-    python -m benchmarks.prediction NAME ... [--plans 10] [--seed 0] [--json FILE]
+    python -m benchmarks.prediction NAME ... [--channels] [--plans 10] [--seed 0] [--json FILE]
 
-The plans differ in their share of int8 layers and in the pattern: random layers, the first layers, or blocks. All race
-interleaved with the two uniform models (the anchors). Each plan is predicted three ways: by the cost table as it was
-measured earlier; by the same table scaled to the anchors of this race; and between these anchors by the share of
-multiply-accumulates in int8. The table comes from the cache where an earlier run left it there.
+With --channels every plan also keeps, in about half of the channel groups, fewer channels: one of the counts that fill
+steps of the device. The plans differ in their share of int8 layers and in the pattern: random layers, the first layers,
+or blocks. All race interleaved with the two uniform models (the anchors). Each plan is predicted three ways: by the
+cost table as it was measured earlier; by the same table scaled to the anchors of this race; and between these anchors
+by the share of multiply-accumulates in int8 (times what is left of them). The table comes from the cache where an
+earlier run left it there.
 """
 
 from __future__ import annotations
@@ -24,18 +26,22 @@ from rich.table import Table
 
 from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.zoo import prepare
-from edgekit.cost.table import mac_baseline_ms, predict_ms, re_anchored
+from edgekit.cost.shapes import ShapeTable, fit_shapes
+from edgekit.cost.table import CostTable, mac_baseline_ms, predict_ms, re_anchored
 from edgekit.errors import EdgekitError
+from edgekit.graph import Graph
 from edgekit.job import Job
 from edgekit.progress import OnConsole
+from edgekit.pruning import PruningTables, keep_counts
 from edgekit.results import DeviceInfo
 from edgekit.stages import Workbench
-from edgekit.types import Precision
+from edgekit.types import Figure, Precision
 from examples.packages import PackageError
 
 PATTERNS = ("random", "prefix", "blocks")
 LEAST_SHARE, MOST_SHARE = 0.15, 0.9
 LONGEST_BLOCK = 6
+PRUNED_GROUPS = 0.5
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Row:
 
     plan: str
     int8_layers: int
+    removed_channels: int
     measured_ms: float
     spread: float
     table_ms: float
@@ -93,7 +100,28 @@ def random_plan(int8: Sequence[str], pattern: str, share: float, rng: random.Ran
     return frozenset(chosen)
 
 
-def measure(job: Job, plans: int, seed: int, seconds: float) -> Result:
+def random_kept(tables: PruningTables, rng: random.Random) -> dict[str, int]:
+    """One of the counts below all for about half of the groups."""
+    found = {}
+    for index in tables.offered:
+        if rng.random() < PRUNED_GROUPS:
+            found[tables.channels.groups[index].name] = rng.choice(tables.counts(index)[1:])
+    return found
+
+
+def pruning_tables(bench: Workbench, table: CostTable) -> PruningTables:
+    """Shapes of every count that fills steps, whatever it loses: only latencies are asked for here."""
+    channels, sizes = bench.pruner.channels, bench.pruner.sizes
+    step = bench.job.profile.channel_step
+    counts = {group.name: (group.channels, *keep_counts(group, step)) for group in channels.groups}
+    tables = PruningTables(
+        channels, sizes, ShapeTable({}), {n: dict.fromkeys(row, 0.0) for n, row in counts.items()}, {}
+    )
+    profiles = bench.shape_profiles(table, {index: tables.counts(index) for index in tables.offered})
+    return replace(tables, shapes=fit_shapes(sizes, tables.full, table, profiles))
+
+
+def measure(job: Job, plans: int, seed: int, seconds: float, channels: bool) -> Result:
     """Race ``plans`` random plans and predict each."""
     bench = Workbench(job)
     base = next(iter(bench.float_precisions()[0]))
@@ -108,39 +136,65 @@ def measure(job: Job, plans: int, seed: int, seconds: float) -> Result:
         pattern = PATTERNS[number % len(PATTERNS)]
         share = rng.uniform(LEAST_SHARE, MOST_SHARE)
         chosen[f"{pattern} {number}"] = random_plan(able, pattern, share, rng)
+    tables = pruning_tables(bench, table) if channels else None
+    kept: dict[str, dict[str, int]] = {
+        title: random_kept(tables, rng) if tables is not None and title not in ("float", "int8") else {}
+        for title in chosen
+    }
     precisions = {
         title: {name: Precision.INT8 if name in layers else base for name in names} for title, layers in chosen.items()
     }
     artifacts = {}
     with job.progress.stage("convert the plans", len(precisions)) as advance:
         for title, plan in precisions.items():
-            artifacts[title] = bench.artifact(plan, base)
+            artifacts[title] = bench.timing_artifact(plan, base, kept[title])
             advance()
     with job.progress.stage(f"race {len(artifacts)} models"):
         raced = job.device.race(artifacts, seconds)
     float_ms = raced["float"].latency_ms.p50
     int8_ms = float_ms * raced["int8"].ratio
     now = re_anchored(table, {base: float_ms, Precision.INT8: int8_ms})
-    edges, layers = job.graph.edges, job.graph.layers
+    whole_macs = sum(layer.macs for layer in job.graph.layers)
     rows = []
     for title in list(precisions)[2:]:
         plan, row = precisions[title], raced[title]
-        predicted = predict_ms(now, edges, plan)
+        smaller = bench.pruner.cut(kept[title]) if kept[title] else job.graph
+        predicted = _predicted(tables, now, job, kept[title], smaller, plan)
+        earlier = _predicted(tables, table, job, kept[title], smaller, plan)
+        left = sum(layer.macs for layer in smaller.layers) / whole_macs
         rows.append(
             Row(
                 plan=title,
                 int8_layers=len(chosen[title]),
+                removed_channels=_removed(bench, kept[title]),
                 measured_ms=float_ms * row.ratio,
                 spread=(row.ratio_high - row.ratio_low) / 2 / row.ratio,
-                table_ms=predict_ms(table, edges, plan).value or 0.0,
+                table_ms=earlier.value or 0.0,
                 anchored_ms=predicted.value or 0.0,
                 anchored_low_ms=predicted.low or 0.0,
                 anchored_high_ms=predicted.high or 0.0,
-                mac_ms=mac_baseline_ms(now, layers, plan),
+                mac_ms=mac_baseline_ms(now, smaller.layers, plan) * left,
             )
         )
     target = job.target.name
     return Result(job.model_path.name, target, bench.device_info, base, len(names), float_ms, int8_ms, tuple(rows))
+
+
+def _predicted(
+    tables: PruningTables | None,
+    table: CostTable,
+    job: Job,
+    kept: dict[str, int],
+    smaller: Graph,
+    plan: dict[str, Precision],
+) -> Figure:
+    if tables is not None:
+        table = tables.at(table, job.graph.edges, tables.kept(kept))
+    return predict_ms(table, smaller.edges, plan)
+
+
+def _removed(bench: Workbench, kept: dict[str, int]) -> int:
+    return sum(group.channels - kept[group.name] for group in bench.pruner.channels.groups if group.name in kept)
 
 
 def errors(result: Result) -> dict[str, Errors]:
@@ -173,12 +227,13 @@ def plans_table(result: Result) -> Table:
         f"int8 {result.int8_ms:.3g} ms, {result.device.cpu}, {result.device.threads} thread"
     )
     made = Table(title=title, title_justify="left", box=box.MARKDOWN)
-    for column in ("plan", "int8 layers", "measured ms", "spread", "table", "anchored", "MACs"):
+    for column in ("plan", "int8 layers", "channels removed", "measured ms", "spread", "table", "anchored", "MACs"):
         made.add_column(column, justify="left" if column == "plan" else "right")
     for row in result.rows:
         made.add_row(
             row.plan,
             f"{row.int8_layers}/{result.layers}",
+            str(row.removed_channels),
             f"{row.measured_ms:.3f}",
             f"±{row.spread:.1%}",
             *(f"{predicted / row.measured_ms - 1:+.1%}" for predicted in (row.table_ms, row.anchored_ms, row.mac_ms)),
@@ -202,6 +257,7 @@ def main() -> int:
     made = parser("python -m benchmarks.prediction", __doc__ or "")
     made.add_argument("--plans", type=int, default=10)
     made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--channels", action="store_true", help="remove channels as well")
     made.add_argument("--seconds", type=float, default=20.0, help="time of each race")
     arguments = made.parse_args()
     if arguments.plans < 1:
@@ -211,7 +267,11 @@ def main() -> int:
     for name in names_of(arguments, made):
         try:
             job = open_job(prepare(name, arguments.zoo), arguments.target, arguments.overlay, OnConsole(log), 0.01)
-            results.append(replace(measure(job, arguments.plans, arguments.seed, arguments.seconds), model=name))
+            results.append(
+                replace(
+                    measure(job, arguments.plans, arguments.seed, arguments.seconds, arguments.channels), model=name
+                )
+            )
         except (EdgekitError, PackageError, ImportError, OSError) as error:
             failures[name] = str(error)
             console.print(f"{name}: none: {error}", markup=False)

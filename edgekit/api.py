@@ -13,6 +13,7 @@ from edgekit.errors import VerifyError
 from edgekit.types import Budget, Latency, Precision
 
 if TYPE_CHECKING:
+    from edgekit.differences import PlanDifference
     from edgekit.graph import Graph
     from edgekit.inspection import Inspection
     from edgekit.outcome import PlanResult
@@ -65,10 +66,12 @@ def deploy(
     synthetic: bool = False,
     out: str | Path = "bundle",
     allow_mismatch: bool = False,
+    prune: bool = True,
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> DeployResult:
-    """Plan, compile and race ``model`` on ``target`` and write the bundle to ``out``.
+    """Plan, compile and race ``model`` on ``target`` and write the bundle to ``out``. ``prune=False`` leaves every
+    channel where it is.
 
     Raises the subclasses of `EdgekitError` that the exit codes of the command stand for; ``out`` is then as it was.
     """
@@ -89,6 +92,7 @@ def deploy(
         use_synthetic=synthetic,
         overlays=overlays,
         progress=progress,
+        prune=prune,
     )
     return deployment.deploy(job, Path(out), allow_mismatch)
 
@@ -105,6 +109,7 @@ def plan(
     threads: int | None = None,
     shapes: Shapes | None = None,
     synthetic: bool = False,
+    prune: bool = True,
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
 ) -> PlanResult:
@@ -128,9 +133,20 @@ def plan(
         use_synthetic=synthetic,
         overlays=overlays,
         progress=progress,
+        prune=prune,
     )
     bench = Workbench(job)
-    return plan_result(job, bench.device_info, make_plan(bench, Scorer(bench)))
+    return plan_result(bench, make_plan(bench, Scorer(bench)))
+
+
+def diff_plans(a: str | Path, b: str | Path) -> PlanDifference:
+    """What two plans of one model decide differently; each is a plan file, or the folder of a bundle.
+
+    Raises `InputError` where one is no plan, or they belong to different models.
+    """
+    from edgekit import differences
+
+    return differences.compare(differences.read(Path(a)), differences.read(Path(b)))
 
 
 def predict(
@@ -209,4 +225,4 @@ def _run_bundle(path: Path, seconds: float, overlays: Sequence[str | Path]) -> d
     return document
 
 
-__all__ = ["bench", "deploy", "inspect", "load", "plan", "predict", "report", "targets", "verify"]
+__all__ = ["bench", "deploy", "diff_plans", "inspect", "load", "plan", "predict", "report", "targets", "verify"]

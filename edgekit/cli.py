@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,12 @@ import typer
 import typer.core
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError, InfeasibleError
+from edgekit.errors import EdgekitError, InfeasibleError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgekit.outcome import PlanResult
     from edgekit.progress import Progress
     from edgekit.types import Budget
 
@@ -131,6 +132,9 @@ Size = Annotated[str | None, typer.Option("--size", help="Budget for stored weig
 MaxDrop = Annotated[
     str | None, typer.Option("--max-drop", help="Largest drop of the metric, absolute: 1% is one point (default).")
 ]
+NoPrune = Annotated[
+    bool, typer.Option("--no-prune", help="Plan precisions alone: every layer keeps all of its channels.")
+]
 Synthetic = Annotated[
     bool, typer.Option("--synthetic", help="Plan on random inputs, for latency work only: accuracy then means nothing.")
 ]
@@ -200,6 +204,7 @@ def deploy(
     threads: Threads = None,
     shape: Shape = None,
     synthetic: Synthetic = False,
+    no_prune: NoPrune = False,
     allow_mismatch: Annotated[
         bool, typer.Option("--allow-mismatch", help="Ship although layers execute otherwise than planned; report them.")
     ] = False,
@@ -227,6 +232,7 @@ def deploy(
         threads=threads,
         shapes=shapes,
         synthetic=synthetic,
+        prune=not no_prune,
         out=out,
         allow_mismatch=allow_mismatch,
         overlays=overlay or (),
@@ -240,8 +246,13 @@ def deploy(
 
 @app.command()
 def plan(
-    model: Model,
-    target: Target,
+    context: typer.Context,
+    model: Annotated[
+        Path | None, typer.Argument(help="The trained float model, an ONNX file.", metavar="MODEL", show_default=False)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="The board: see `edgekit targets`.", metavar="NAME")
+    ] = None,
     data: Data = None,
     evaluation: Eval = None,
     recipe: Recipe = "npz",
@@ -253,24 +264,51 @@ def plan(
     threads: Threads = None,
     shape: Shape = None,
     synthetic: Synthetic = False,
+    no_prune: NoPrune = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the plan to this file.", metavar="FILE")] = None,
     pareto: Annotated[
         Path | None,
-        typer.Option("--pareto", help="Write every plan that was considered to this JSON file.", metavar="FILE"),
+        typer.Option(
+            "--pareto",
+            help="Write every plan that was considered to this JSON file, and a picture beside it: front.json gives "
+            "front.svg; front.png gives front.json too.",
+            metavar="FILE",
+        ),
+    ] = None,
+    diff: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            "--diff",
+            help="Compare two plans of one model instead: plan.json files or bundles. Takes --json and nothing else.",
+            metavar="A B",
+        ),
     ] = None,
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
-    """Find the plan for MODEL on a board, without racing or bundling it.
+    """Find the plan for MODEL on a board, without racing or bundling it; or compare two plans.
 
-    edgekit plan model.onnx --target host --data calib.npz --latency 10ms --out plan.json
+    edgekit plan model.onnx --target host --data calib.npz --latency 10ms --out plan.json --pareto front.json
+
+    edgekit plan --diff plan.json bundle/plan.json
     """
+    if diff is not None:
+        _require_alone(context, "diff", "as_json")
+        _print_difference(*diff, as_json)
+        return
+    if model is None or target is None:
+        missing = "MODEL" if model is None else "--target"
+        raise InputError(
+            f"plan needs {missing}",
+            "write edgekit plan model.onnx --target host --data calib.npz, or edgekit plan --diff A B",
+        )
     from edgekit import api, results
-    from edgekit.reporting import tables
+    from edgekit.reporting import front, tables
 
     budget = _budget(latency, memory, size, max_drop)
     shapes = _shapes(shape)
-    _require_writable(out, pareto)
+    front_files = () if pareto is None else front.files(pareto)
+    _require_writable(out, *front_files)
     terminal = _terminal()
     found = api.plan(
         model,
@@ -283,12 +321,13 @@ def plan(
         threads=threads,
         shapes=shapes,
         synthetic=synthetic,
+        prune=not no_prune,
         overlays=overlay or (),
         progress=terminal.progress,
     )
     document = results.unstructure(found)
+    _write_front(found, front_files)
     _write_file(out, document)
-    _write_file(pareto, {"schema": "edgekit/pareto/1", "pareto": document["pareto"]})
     if as_json:
         _print_json(document)
     else:
@@ -436,7 +475,6 @@ def _print_summary(result: Any, terminal: _Terminal) -> None:
 
 
 def _precision(word: str) -> str:
-    from edgekit.errors import InputError
     from edgekit.types import Precision
 
     words = [precision.value for precision in Precision]
@@ -445,13 +483,38 @@ def _precision(word: str) -> str:
     return word
 
 
+def _require_alone(context: typer.Context, *allowed: str) -> None:
+    """Only the ``allowed`` parameters were given, the first of which is the one that is named."""
+    for one in context.command.params:
+        source = context.get_parameter_source(one.name or "")
+        if one.name in allowed or source is None or source.name != "COMMANDLINE":
+            continue
+        odd = one.opts[0] if one.param_type_name == "option" else f"MODEL {context.params[one.name or '']}"
+        raise InputError(f"--{allowed[0]} does not go with {odd}", "compare two plans with edgekit plan --diff A B")
+
+
+def _print_difference(a: Path, b: Path, as_json: bool) -> None:
+    from edgekit import api, results
+    from edgekit.reporting import comparison
+
+    found = api.diff_plans(a, b)
+    if as_json:
+        _print_json(results.unstructure(found))
+    else:
+        comparison.print_difference(found, _terminal().out)
+
+
 def _require_writable(*paths: Path | None) -> None:
     """Before the long work, not after it."""
     from edgekit.replacing import require_writable
 
+    wanted: dict[Path, Path] = {}
     for path in paths:
-        if path is not None:
-            require_writable(path)
+        if path is None:
+            continue
+        require_writable(path)
+        if (first := wanted.setdefault(path.resolve(), path)) is not path:
+            raise InputError(f"--out and --pareto would both write {first}", "give one of them another name")
 
 
 def _write_file(path: Path | None, document: object) -> None:
@@ -460,6 +523,20 @@ def _write_file(path: Path | None, document: object) -> None:
     from edgekit.replacing import write_text
 
     write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _write_front(found: PlanResult, files: Sequence[Path]) -> None:
+    """The plans that were considered as a document and as a picture; both are made before one is written."""
+    if not files:
+        return
+    from edgekit.replacing import write_bytes
+    from edgekit.reporting import front
+
+    considered = front.front_of(found)
+    document_file, picture_file = files
+    image = front.picture(considered, picture_file.suffix)
+    _write_file(document_file, front.document(considered))
+    write_bytes(picture_file, image)
 
 
 def main() -> None:

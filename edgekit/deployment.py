@@ -10,6 +10,7 @@ import numpy as np
 
 from edgekit import bundle, catalog
 from edgekit.blame import blame
+from edgekit.devices.race import Raced
 from edgekit.formulate import memory_bytes
 from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import Job
@@ -40,22 +41,22 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     scorer = Scorer(bench)
     planned = make_plan(bench, scorer)
     contestants = _uniform(bench, scorer, planned)
-    rounds: list[Round] = []
+    if planned.bits_only is not None:  # shows what pruning adds, and ships where it adds nothing
+        contestants.append(_planned_contestant(bench, scorer, "bits only", planned.bits_only))
+    refined = len(planned.rounds)
+    rounds: list[Round] = list(planned.rounds)
     forbidden: frozenset[tuple[str, Precision]] = frozenset()
     current: Planned | None = planned
     while current is not None:
-        number = len(rounds) + 1
+        number = len(rounds) - refined + 1
         name = f"plan {number}" if number > 1 else "plan"
         contestant, forbidden = _conforming(bench, scorer, name, current, forbidden)
         planned = contestant.planned or current
-        if any(c.precisions == contestant.precisions for c in contestants if c.planned is not None):
+        if any(_same(c, contestant) for c in contestants if c.planned is not None):
             break
         contestants.append(contestant)
         raced = bench.race({c.name: c.artifact for c in contestants}, RACE_S, f"race {len(contestants)} candidates")
-        action = f"{len(forbidden)} layers go back to float" if forbidden else "first plan"
-        latency = raced[contestant.name].latency_ms.p50
-        predicted = planned.plan.predicted.latency_ms.value
-        rounds.append(Round(number, action, predicted, latency, contestant.score.metric.value))
+        rounds.append(_round(len(rounds) + 1, planned, contestant, raced[contestant.name], forbidden))
         if number == MOST_ROUNDS or not loses(contestant, contestants, raced, job.budget):
             break
         losing = losing_layers(bench, contestant, raced[contestant.name]) - forbidden
@@ -69,8 +70,7 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     if not allow_mismatch:
         require_conformance(executed)
     result = assemble(
-        job=job,
-        device=bench.device_info,
+        bench=bench,
         planned=chosen.planned or planned,
         contestants=contestants,
         raced=raced,
@@ -86,6 +86,21 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     return result
 
 
+def _round(
+    number: int, planned: Planned, contestant: Contestant, raced: Raced, forbidden: frozenset[tuple[str, Precision]]
+) -> Round:
+    first = "raced beside the uniform models" if planned.rounds else "first plan"
+    return Round(
+        round=number,
+        action=f"{len(forbidden)} layers go back to float" if forbidden else first,
+        predicted_ms=planned.plan.predicted.latency_ms.value,
+        measured_ms=raced.latency_ms.p50,
+        metric=contestant.score.metric.value,
+        predicted_loss=planned.plan.predicted.loss,
+        measured_loss=contestant.score.noise_power,
+    )
+
+
 def _conforming(
     bench: Workbench, scorer: Scorer, name: str, planned: Planned, forbidden: frozenset[tuple[str, Precision]]
 ) -> tuple[Contestant, frozenset[tuple[str, Precision]]]:
@@ -94,9 +109,7 @@ def _conforming(
     number of times. What then still does not conform is for the guard.
     """
     for _ in range(MOST_ROUNDS):
-        plan = planned.plan
-        candidate = _contestant(bench, scorer, name, plan.precisions(), planned.base, planned.float_score)
-        contestant = replace(candidate, planned=planned)
+        contestant = _planned_contestant(bench, scorer, name, planned)
         refused = frozenset((m.layer, m.planned) for m in conformance(bench, contestant).mismatches)
         refused = frozenset(option for option in refused if option[1] in (Precision.INT8, Precision.W8))
         again = plan_again(bench, scorer, planned, forbidden | refused) if refused else None
@@ -108,6 +121,16 @@ def _conforming(
         forbidden |= refused
         planned = again
     return contestant, forbidden
+
+
+def _same(one: Contestant, other: Contestant) -> bool:
+    return one.precisions == other.precisions and one.kept == other.kept
+
+
+def _planned_contestant(bench: Workbench, scorer: Scorer, name: str, planned: Planned) -> Contestant:
+    plan = planned.plan
+    found = _contestant(bench, scorer, name, plan.precisions(), planned.base, planned.float_score, plan.kept())
+    return replace(found, planned=planned)
 
 
 def _uniform(bench: Workbench, scorer: Scorer, planned: Planned) -> list[Contestant]:
@@ -136,11 +159,12 @@ def _contestant(
     precisions: Mapping[str, Precision],
     base: Precision,
     float_score: Score,
+    kept: Mapping[str, int] | None = None,
 ) -> Contestant:
-    artifact = bench.artifact(precisions, base)
+    artifact = bench.artifact(precisions, base, kept)
     score = scorer.score(artifact, name)
-    memory = memory_bytes(bench.job.graph, precisions, bench.job.device.backend.runtime_weight_bits)
-    return Contestant(name, precisions, artifact, score, scorer.drop(float_score, score), memory)
+    memory = memory_bytes(bench.graph_of(kept), precisions, bench.job.device.backend.runtime_weight_bits)
+    return Contestant(name, precisions, artifact, score, scorer.drop(float_score, score), memory, kept=kept or {})
 
 
 def _pack(job: Job, chosen: Contestant, result: DeployResult, out: Path) -> None:

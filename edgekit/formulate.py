@@ -1,20 +1,41 @@
-"""From a graph with its measured costs and losses to the numbers that the planner optimises, and back to a plan."""
+"""From a graph with its measured costs and losses to the numbers that the planner optimises, and back to a plan.
+
+Every amount is a polynomial in the kept channels (`edgekit.graph.sizes`); what of it no group changes belongs to the
+layer's option, the rest becomes a table by the options of one or two groups, which the planner counts exactly.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from edgekit.cost.table import CostTable
 from edgekit.graph import Graph
 from edgekit.graph.liveness import live_steps, peak_activation_bytes
-from edgekit.planner import ActivationTensor, Boundary, LayerOption, Limits, PlanningLayer, Problem, Solution
-from edgekit.types import Budget, Figure, Kind, LayerChoice, Plan, Precision, Predicted
+from edgekit.graph.sizes import Size, constant
+from edgekit.planner import (
+    ActivationTensor,
+    Boundary,
+    BoundaryPart,
+    GroupOption,
+    LayerOption,
+    Limits,
+    PlanningGroup,
+    PlanningLayer,
+    Problem,
+    ShapeCost,
+    Solution,
+    TensorPart,
+)
+from edgekit.planner.problem import Cells
+from edgekit.pruning import PruningTables
+from edgekit.types import Budget, Figure, GroupChoice, Kind, Layer, LayerChoice, Plan, Precision, Predicted
 
 Losses = Mapping[str, Mapping[Precision, float]]
 
 # What the planner's limits are called where users set them. Loss stands in for the metric.
-_BUDGETS = {"latency_ms": "latency", "weight_bytes": "size", "memory_bytes": "memory", "loss": "max_drop"}
+BUDGETS = {"latency_ms": "latency", "weight_bytes": "size", "memory_bytes": "memory", "loss": "max_drop"}
 _INT8 = "int8"
 _FLOAT = "float"
 
@@ -27,6 +48,14 @@ class Planning:
     table: CostTable
     losses: Losses
     problem: Problem
+    pruning: PruningTables | None = None
+
+    def kept(self, solution: Solution) -> dict[str, int]:
+        """Channel group -> kept channels, of the groups that had a choice."""
+        return {
+            group.name: group.options[index].kept
+            for group, index in zip(self.problem.groups, solution.kept, strict=True)
+        }
 
     def plan(self, solution: Solution) -> Plan:
         """The solution in words, with its predicted totals."""
@@ -39,18 +68,28 @@ class Planning:
             totals.latency_ms + margin,
             self.table.evidence,
         )
-        choices = (layer.options[index] for layer, index in zip(self.problem.layers, solution.choice, strict=True))
+        choices = [layer.options[index] for layer, index in zip(self.problem.layers, solution.choice, strict=True)]
+        named = self.kept(solution)
         return Plan(
             layers=tuple(
-                LayerChoice(layer.name, layer.op_type, option.precision)
+                LayerChoice(layer.name, layer.op_type, option.precision, self.keep_ratio(layer.name, named))
                 for layer, option in zip(self.problem.layers, choices, strict=True)
             ),
             predicted=Predicted(
                 latency, totals.weight_bytes, totals.peak_activation_bytes, totals.memory_bytes, totals.loss
             ),
             gap=solution.search_gap,
-            binding=tuple(_BUDGETS[limit] for limit in solution.binding),
+            binding=tuple(BUDGETS[limit] for limit in solution.binding),
+            groups=tuple(
+                GroupChoice(group.name, group.options[0].kept, named[group.name]) for group in self.problem.groups
+            ),
         )
+
+    def keep_ratio(self, layer: str, kept: Mapping[str, int]) -> float:
+        """The kept share of a layer's output channels."""
+        if self.pruning is None:
+            return 1.0
+        return self.pruning.keep_ratio(layer, self.pruning.kept(kept))
 
 
 def limits_of(budget: Budget, loss: float | None = None) -> Limits:
@@ -64,42 +103,191 @@ def formulate(
     losses: Losses,
     runtime_weight_bits: Mapping[Precision, int],
     forbidden: frozenset[tuple[str, Precision]] = frozenset(),
+    pruning: PruningTables | None = None,
 ) -> Planning:
-    """One option for each entry of the cost table that is not ``forbidden``.
+    """One option for each entry of the cost table that is not ``forbidden``, and one for each keep count that
+    ``pruning`` offers.
 
     ``runtime_weight_bits`` says how wide a weight is in memory once the runtime has loaded it: weight-only int8 of a
     convolution is unpacked at load, so it saves storage and no memory.
     """
     index = {layer.name: number for number, layer in enumerate(graph.layers)}
-    layers = []
-    for layer in graph.layers:
+    groups = _Groups(pruning)
+    layers: list[PlanningLayer] = []
+    shape_costs: list[ShapeCost] = []
+    for number, layer in enumerate(graph.layers):
+        precisions = [p for p in table.latency_ms[layer.name] if (layer.name, p) not in forbidden]
+        latency = [_split(groups.latency_ms(table, layer.name, p), groups) for p in precisions]
+        weights, biases = groups.parameters(layer)
+        stored = [_split(weights.times(p.weight_bits // 8).plus(biases.times(4)), groups) for p in precisions]
+        resident = [
+            _split(weights.times(runtime_weight_bits[p] // 8).plus(biases.times(4)), groups) for p in precisions
+        ]
         options = tuple(
             LayerOption(
                 precision=precision,
-                latency_ms=latency_ms,
-                weight_bytes=weight_bytes(layer.weight_elements, layer.bias_elements, precision),
-                memory_bytes=layer.weight_elements * runtime_weight_bits[precision] // 8 + 4 * layer.bias_elements,
+                latency_ms=time.fixed,
+                weight_bytes=round(disk.fixed),
+                memory_bytes=round(memory.fixed),
                 loss=losses[layer.name][precision],
                 domain=_INT8 if precision is Precision.INT8 else _FLOAT,
             )
-            for precision, latency_ms in table.latency_ms[layer.name].items()
-            if (layer.name, precision) not in forbidden
+            for precision, time, disk, memory in zip(precisions, latency, stored, resident, strict=True)
         )
         layers.append(PlanningLayer(layer.name, layer.op_type, options))
+        shape_costs += _shape_costs(number, latency, stored, resident, groups)
     boundaries = tuple(
-        Boundary(index.get(edge.producer, -1), index[edge.consumer], table.boundary_ms(edge)) for edge in graph.edges
+        Boundary(index.get(edge.producer, -1), index[edge.consumer], time.fixed, _boundary_parts(time, groups))
+        for edge in graph.edges
+        for time in [_split(groups.tensor_share(edge.tensor).times(table.boundary_ms(edge)), groups)]
     )
     tensors, steps = live_steps(graph)
     scale = table.base.activation_bits / 32
-    activations = tuple(
-        ActivationTensor(
-            bytes_full=int(tensor.elements * tensor.element_bytes * (scale if tensor.element_bytes == 4 else 1)),
-            bytes_small=tensor.elements,
-            deciders=tuple(index[name] for name in tensor.deciders),
+    activations = []
+    for tensor in tensors:
+        width = int(tensor.element_bytes * (scale if tensor.element_bytes == 4 else 1))
+        elements = _split(groups.tensor_share(tensor.name).times(tensor.elements), groups)
+        activations.append(
+            ActivationTensor(
+                bytes_full=round(elements.fixed) * width,
+                bytes_small=round(elements.fixed),
+                deciders=tuple(index[name] for name in tensor.deciders),
+                parts=tuple(
+                    TensorPart(g, tuple(round(v) * width for v in values), tuple(round(v) for v in values))
+                    for g, values in _by_option(elements, groups)
+                ),
+            )
         )
-        for tensor in tensors
+    problem = Problem(
+        tuple(layers),
+        boundaries,
+        tuple(activations),
+        steps,
+        groups=groups.planning,
+        shape_costs=tuple(shape_costs),
     )
-    return Planning(graph, table, losses, Problem(tuple(layers), boundaries, activations, steps))
+    return Planning(graph, table, losses, problem, pruning)
+
+
+class _Groups:
+    """The groups that have a choice, as the planner numbers them; all others are at full width."""
+
+    def __init__(self, pruning: PruningTables | None) -> None:
+        self.pruning = pruning
+        offered = pruning.offered if pruning is not None else ()
+        self.place = {group: number for number, group in enumerate(offered)}
+        self.counts = [pruning.counts(group) for group in offered] if pruning is not None else []
+        self.full = pruning.full if pruning is not None else ()
+        self.planning = tuple(
+            PlanningGroup(
+                pruning.channels.groups[group].name,
+                tuple(GroupOption(kept, pruning.loss(group, kept)) for kept in counts),
+            )
+            for group, counts in zip(offered, self.counts, strict=True)
+            if pruning is not None
+        )
+
+    def latency_ms(self, table: CostTable, layer: str, precision: Precision) -> Size:
+        if self.pruning is None:
+            return constant(table.latency_ms[layer][precision])
+        return self.pruning.latency_ms(table, layer, precision)
+
+    def parameters(self, layer: Layer) -> tuple[Size, Size]:
+        """Weight and bias elements."""
+        if self.pruning is None:
+            return constant(layer.weight_elements), constant(layer.bias_elements)
+        sizes = self.pruning.sizes.layers[layer.name]
+        return sizes.weights, sizes.biases
+
+    def tensor_share(self, tensor: str) -> Size:
+        """A tensor's elements over its elements at full width."""
+        if self.pruning is None or tensor not in self.pruning.sizes.tensors:
+            return constant(1)
+        size = self.pruning.sizes.tensors[tensor]
+        whole = size.at(self.full)
+        return size.times(1 / whole) if whole else constant(1)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """A polynomial in the planner's groups: what no choice changes, and the rest by one or two groups."""
+
+    fixed: float
+    terms: Mapping[tuple[int, ...], float]
+
+
+def _split(size: Size, groups: _Groups) -> _Split:
+    fixed = 0.0
+    terms: dict[tuple[int, ...], float] = {}
+    for term, c in size.terms.items():
+        free = tuple(groups.place[g] for g in term if g in groups.place)
+        amount = c * math.prod(groups.full[g] for g in term if g not in groups.place)
+        if free:
+            terms[free] = terms.get(free, 0.0) + amount
+        else:
+            fixed += amount
+    return _Split(fixed, terms)
+
+
+def _shape_costs(
+    layer: int, latency: list[_Split], stored: list[_Split], resident: list[_Split], groups: _Groups
+) -> list[ShapeCost]:
+    """One table for a layer of one or two groups, whatever their terms; beyond that one for each group and each pair,
+    which add up to the same.
+    """
+    terms = {term for splits in (latency, stored, resident) for split in splits for term in split.terms}
+    touched = tuple(sorted({g for term in terms for g in term}))
+    if len(touched) <= 2:
+        blocks = {touched: terms} if touched else {}
+    else:
+        blocks = {}
+        for term in sorted(terms):
+            blocks.setdefault(tuple(sorted(set(term))), set()).add(term)
+    return [
+        ShapeCost(
+            layer,
+            block,
+            _cells(latency, block, of_block, groups, exact=False),
+            _cells(stored, block, of_block, groups, exact=True),
+            _cells(resident, block, of_block, groups, exact=True),
+        )
+        for block, of_block in blocks.items()
+    ]
+
+
+def _cells(
+    splits: list[_Split], block: tuple[int, ...], terms: set[tuple[int, ...]], groups: _Groups, exact: bool
+) -> Cells:
+    """The amounts of each layer option at each kept count of the block's groups; whole numbers where ``exact``."""
+
+    def amount(split: _Split, kept: Mapping[int, int]) -> float:
+        value = math.fsum(split.terms.get(term, 0.0) * math.prod(kept[g] for g in term) for term in terms)
+        return round(value) if exact else value
+
+    first = groups.counts[block[0]]
+    if len(block) == 1:
+        return [[amount(split, {block[0]: a}) for a in first] for split in splits]
+    second = groups.counts[block[1]]
+    return [[[amount(split, {block[0]: a, block[1]: b}) for b in second] for a in first] for split in splits]
+
+
+def _by_option(split: _Split, groups: _Groups) -> list[tuple[int, list[float]]]:
+    """Amounts by group and option. Where two groups multiply (an outer product of channels: rare in tensors), the
+    second counts as whole, which errs on the safe side.
+    """
+    rows: dict[int, list[float]] = {}
+    for term, c in split.terms.items():
+        counts = groups.counts[term[0]]
+        rest = math.prod(groups.counts[g][0] for g in term[1:] if g != term[0])
+        power = sum(g == term[0] for g in term)
+        row = rows.setdefault(term[0], [0.0] * len(counts))
+        for place, kept in enumerate(counts):
+            row[place] += c * rest * kept**power
+    return sorted(rows.items())
+
+
+def _boundary_parts(split: _Split, groups: _Groups) -> tuple[BoundaryPart, ...]:
+    return tuple(BoundaryPart(group, tuple(row)) for group, row in _by_option(split, groups))
 
 
 def weight_bytes(weight_elements: int, bias_elements: int, precision: Precision) -> int:

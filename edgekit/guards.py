@@ -7,7 +7,7 @@ model. Conformance: what was compiled is compared with the plan, layer by layer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from edgekit.backends import Artifact
 from edgekit.cost.measured import executed_precisions
@@ -26,7 +26,9 @@ _RESOLVED = 0.01
 
 @dataclass(frozen=True)
 class Contestant:
-    """A candidate with its artifact and score; ``planned`` is None for the uniform ones."""
+    """A candidate with its artifact and score; ``planned`` is None for the uniform ones. ``kept`` are the channels that
+    stay in the groups that lose some.
+    """
 
     name: str
     precisions: Mapping[str, Precision]
@@ -35,6 +37,7 @@ class Contestant:
     drop: Figure
     memory_bytes: int
     planned: Planned | None = None
+    kept: Mapping[str, int] = field(default_factory=dict)
 
 
 def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget: Budget) -> tuple[Contestant, str]:
@@ -93,7 +96,7 @@ def losing_layers(bench: Workbench, contestant: Contestant, raced: Raced) -> fro
     nodes = bench.job.device.backend.executed_nodes(bench.profile(contestant.artifact), bench.job.graph)
     times = layer_times_ms(nodes, bench.job.graph.layers)
     scale = raced.latency_ms.p50 / (sum(times.values()) or 1.0)
-    table = contestant.planned.planning.table.latency_ms
+    table = contestant.planned.table.latency_ms
     return frozenset(
         (name, precision)
         for name, precision in contestant.precisions.items()

@@ -9,7 +9,9 @@ from edgekit.backends import backend
 from edgekit.catalog import Target
 from edgekit.formulate import weight_bytes
 from edgekit.graph import Graph, Tensor
+from edgekit.graph.channels import find_channels
 from edgekit.graph.liveness import peak_activation_bytes
+from edgekit.results import FixedDetail
 from edgekit.types import Layer, Precision
 
 
@@ -26,8 +28,20 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class GroupReport:
+    """Channels that can only go together: the layers that make them, and those that read them."""
+
+    name: str
+    channels: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Inspection:
-    """A model in numbers, as float32. ``operators`` counts all nodes of the normalised graph by type."""
+    """A model in numbers, as float32. ``operators`` counts all nodes of the normalised graph by type; ``fixed`` names
+    the layers whose output channels cannot be pruned, and why.
+    """
 
     model: str
     sha256: str
@@ -38,6 +52,8 @@ class Inspection:
     macs: int
     weight_bytes: int
     peak_activation_bytes: int
+    groups: tuple[GroupReport, ...] = ()
+    fixed: tuple[FixedDetail, ...] = ()
     schema: str = "edgekit/inspect/1"
 
 
@@ -54,6 +70,7 @@ def inspect_graph(path: Path, graph: Graph, target: Target | None) -> Inspection
         )
         for layer in graph.layers
     )
+    channels = find_channels(graph)
     operators: dict[str, int] = {}
     for node in graph.model.graph:
         operators[node.op_type] = operators.get(node.op_type, 0) + 1
@@ -67,6 +84,8 @@ def inspect_graph(path: Path, graph: Graph, target: Target | None) -> Inspection
         macs=sum(layer.macs for layer in layers),
         weight_bytes=sum(layer.weight_bytes for layer in layers),
         peak_activation_bytes=peak_activation_bytes(graph, {}),
+        groups=tuple(GroupReport(g.name, g.channels, g.producers, g.consumers) for g in channels.groups),
+        fixed=tuple(FixedDetail(one.layer, one.reason) for one in channels.fixed),
     )
 
 

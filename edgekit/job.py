@@ -57,6 +57,7 @@ class Job:
     data: Data
     budget: Budget
     progress: Progress = field(default_factory=Silent)
+    prune: bool = True
 
     @property
     def graph_key(self) -> str:
@@ -129,8 +130,12 @@ def prepare(
     use_synthetic: bool = False,
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
+    prune: bool = True,
 ) -> Job:
-    """Check and load everything that the user named, cheapest first, so that a typo does not cost a minute."""
+    """Check and load everything that the user named, cheapest first, so that a typo does not cost a minute.
+
+    Random inputs say nothing about what channels are worth: with them nothing is pruned.
+    """
     progress = progress or Silent()
     chosen = catalog.target(target, overlays)
     profile = catalog.device_profile(chosen.device_profile, overlays)
@@ -144,4 +149,6 @@ def prepare(
     if not graph.layers:
         raise InputError(f"{path}: the model has no layer with weights or a matrix product: nothing to plan")
     samples = open_data(graph, steps, data, evaluation, metric_name, use_synthetic)
-    return Job(path, graph, chosen, profile, device, samples, budget or Budget(), progress)
+    return Job(
+        path, graph, chosen, profile, device, samples, budget or Budget(), progress, prune and not samples.synthetic
+    )

@@ -11,24 +11,32 @@ from pathlib import Path
 from edgekit.cost.table import mac_baseline_ms, predict_ms, re_anchored
 from edgekit.devices.race import Raced
 from edgekit.formulate import weight_bytes
+from edgekit.graph import Graph
 from edgekit.graph.liveness import peak_activation_bytes
 from edgekit.guards import Contestant
 from edgekit.job import Job
+from edgekit.offers import saved_ms
 from edgekit.planner import Solution, evaluate
 from edgekit.planning import Planned
+from edgekit.pricing import price_budgets
 from edgekit.results import (
     Blame,
     DataInfo,
     DeployResult,
     DeviceInfo,
     DroppedOption,
+    FixedDetail,
+    GroupDetail,
+    GroupOptionDetail,
     LayerDetail,
     ModelInfo,
     ParetoPoint,
     Prediction,
+    Price,
     RecipeInfo,
     Round,
 )
+from edgekit.stages import Workbench
 from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, MetricResult, Plan, Precision, Predicted
 from edgekit.versions import versions
 
@@ -52,14 +60,20 @@ class PlanResult:
     options_dropped: tuple[DroppedOption, ...]
     pareto: tuple[ParetoPoint, ...]
     warnings: tuple[str, ...] = ()
+    groups: tuple[GroupDetail, ...] = ()
+    fixed: tuple[FixedDetail, ...] = ()
+    rounds: tuple[Round, ...] = ()
+    prices: tuple[Price, ...] = ()
     schema: str = "edgekit/plan/1"
 
 
-def plan_result(job: Job, device: DeviceInfo, planned: Planned) -> PlanResult:
+def plan_result(bench: Workbench, planned: Planned) -> PlanResult:
     """The result of planning alone."""
+    job = bench.job
+    graph = bench.graph_of(planned.plan.kept())
     return PlanResult(
         target=job.target.name,
-        device=device,
+        device=bench.device_info,
         model=ModelInfo(job.model_path.name, job.graph.sha256),
         data=_data_info(job),
         recipe=_recipe_info(job),
@@ -67,16 +81,19 @@ def plan_result(job: Job, device: DeviceInfo, planned: Planned) -> PlanResult:
         plan=planned.plan,
         metric=planned.float_score.metric,
         drop=planned.tried[0].drop,
-        layers=_layer_details(planned, planned.plan.precisions()),
+        layers=_layer_details(planned, planned.plan.precisions(), graph, planned.plan.kept()),
         options_dropped=planned.dropped,
         pareto=_considered(planned),
         warnings=_warnings(job),
+        groups=_group_details(bench, planned, planned.plan.kept()),
+        fixed=_fixed_details(bench),
+        rounds=planned.rounds,
+        prices=price_budgets(planned.planning, planned.tried[0].solution, job.budget),
     )
 
 
 def assemble(
-    job: Job,
-    device: DeviceInfo,
+    bench: Workbench,
     planned: Planned,
     contestants: Sequence[Contestant],
     raced: Mapping[str, Raced],
@@ -90,18 +107,19 @@ def assemble(
     """The result of a deployment that passed its guards; ``planned`` is the plan that `chosen` realises, or the last
     one that was raced.
     """
+    job = bench.job
     taken = {layer.name: chosen.precisions.get(layer.name, Precision.FP32) for layer in job.graph.layers}
     raced_plan = next(c for c in reversed(contestants) if c.planned is planned)
     return DeployResult(
         target=job.target.name,
-        device=device,
+        device=bench.device_info,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         model=ModelInfo(job.model_path.name, job.graph.sha256),
         data=_data_info(job),
         recipe=_recipe_info(job),
         budget=job.budget,
         plan=_shipped_plan(planned, chosen, taken),
-        layers=_layer_details(planned, taken),
+        layers=_layer_details(planned, taken, bench.graph_of(chosen.kept), chosen.kept),
         options_dropped=planned.dropped,
         candidates=tuple(_candidate(c, raced[c.name]) for c in contestants),
         chosen=chosen.name,
@@ -110,10 +128,13 @@ def assemble(
         pareto=_considered(planned),
         blame=tuple(blamed),
         rounds=tuple(rounds),
-        prediction=_prediction(job, raced_plan, raced),
+        prediction=_prediction(bench, raced_plan, raced),
         bundle=str(out),
         versions=versions(),
         warnings=_warnings(job),
+        groups=_group_details(bench, planned, chosen.kept),
+        fixed=_fixed_details(bench),
+        prices=price_budgets(planned.planning, planned.tried[0].solution, job.budget),
     )
 
 
@@ -147,7 +168,7 @@ def _candidate(contestant: Contestant, raced: Raced) -> Candidate:
 
 def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Precision]) -> Plan:
     """The plan of what ships. A uniform candidate is a plan too: with the totals of its options, and no optimality."""
-    if planned.plan.precisions() == taken:
+    if planned.plan.precisions() == taken and planned.plan.kept() == chosen.kept:
         return planned.plan
     layers = planned.planning.problem.layers
     offered = [[option.precision for option in layer.options] for layer in layers]
@@ -155,8 +176,9 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
     choice = tuple(
         options.index(taken[layer.name]) if known else 0 for layer, options in zip(layers, offered, strict=True)
     )
-    totals = evaluate(planned.planning.problem, choice)
-    plan = planned.planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0))
+    whole = (0,) * len(planned.planning.problem.groups)  # no uniform candidate prunes
+    totals = evaluate(planned.planning.problem, choice, whole)
+    plan = planned.planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0, whole))
     plan = replace(plan, gap=None)
     if known:
         return plan
@@ -174,18 +196,22 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
     return replace(plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted)
 
 
-def _layer_details(planned: Planned, taken: Mapping[str, Precision]) -> tuple[LayerDetail, ...]:
-    table, losses = planned.planning.table, planned.planning.losses
+def _layer_details(
+    planned: Planned, taken: Mapping[str, Precision], graph: Graph, kept: Mapping[str, int]
+) -> tuple[LayerDetail, ...]:
+    """``graph`` is the pruned one, and the latencies are those at its channels."""
+    table = planned.table if kept else planned.planning.table
+    losses = planned.planning.losses
     dropped = {option.scope: option.reason for option in planned.dropped}
     details = []
-    for layer in planned.planning.graph.layers:
+    for layer in graph.layers:
         times = table.latency_ms[layer.name]
         details.append(
             LayerDetail(
                 name=layer.name,
                 op_type=layer.op_type,
                 precision=taken[layer.name],
-                keep=1.0,
+                keep=planned.planning.keep_ratio(layer.name, kept),
                 macs=layer.macs,
                 weight_bytes=weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]),
                 latency_ms=dict(times),
@@ -211,15 +237,16 @@ def _reason(times_ms: Mapping[Precision, float], taken: Precision, dropped: str)
 def _considered(planned: Planned) -> tuple[ParetoPoint, ...]:
     reference = planned.float_score.metric
     sign = 1 if reference.higher_is_better else -1
-    drops = {one.solution.choice: one.drop for one in planned.tried}
-    solutions = {s.choice: s for s in (*(one.solution for one in planned.tried), *planned.front)}
+    drops = {(one.solution.choice, one.solution.kept): one.drop for one in planned.tried}
+    solutions = {(s.choice, s.kept): s for s in (*(one.solution for one in planned.tried), *planned.front)}
     points = []
-    for choice, solution in solutions.items():
+    for key, solution in solutions.items():
         layers = planned.planning.problem.layers
-        if any(index >= len(layer.options) for index, layer in zip(choice, layers, strict=True)):
+        if any(index >= len(layer.options) for index, layer in zip(solution.choice, layers, strict=True)):
             continue  # of the first round, when a layer had options that are gone
-        precisions = planned.planning.plan(solution).precisions().values()
-        drop = drops.get(choice)
+        plan = planned.planning.plan(solution)
+        precisions = plan.precisions().values()
+        drop = drops.get(key)
         points.append(
             ParetoPoint(
                 latency_ms=solution.totals.latency_ms,
@@ -228,23 +255,57 @@ def _considered(planned: Planned) -> tuple[ParetoPoint, ...]:
                 int8_layers=sum(precision is Precision.INT8 for precision in precisions),
                 metric=None if drop is None else reference.value - sign * drop,
                 kind=Kind.PREDICTED,
+                pruned_channels=sum(group.channels - group.kept for group in plan.groups),
             )
         )
     return tuple(sorted(points, key=lambda point: (point.latency_ms, point.loss)))
 
 
-def _prediction(job: Job, contestant: Contestant, raced: Mapping[str, Raced]) -> Prediction:
+def _prediction(bench: Workbench, contestant: Contestant, raced: Mapping[str, Raced]) -> Prediction:
     """Predicted and measured, both against the uniform models of the same race."""
     assert contestant.planned is not None
+    graph = bench.graph_of(contestant.kept)
     table = contestant.planned.planning.table
     float_ms = raced["float"].latency_ms.p50
     names = {table.base: "float" if table.base is Precision.FP32 else table.base.value, Precision.INT8: "int8"}
     anchors = {precision: float_ms * raced[name].ratio for precision, name in names.items() if name in raced}
     table = re_anchored(table, anchors)
     measured = float_ms * raced[contestant.name].ratio
-    predicted = predict_ms(table, job.graph.edges, contestant.precisions).value or 0.0
-    baseline = mac_baseline_ms(table, job.graph.layers, contestant.precisions)
+    whole_macs = sum(layer.macs for layer in bench.job.graph.layers)
+    baseline = mac_baseline_ms(table, graph.layers, contestant.precisions)
+    baseline *= sum(layer.macs for layer in graph.layers) / max(1, whole_macs)
+    pruning = contestant.planned.planning.pruning
+    if pruning is not None and contestant.kept:
+        table = pruning.at(table, bench.job.graph.edges, pruning.kept(contestant.kept))
+    predicted = predict_ms(table, graph.edges, contestant.precisions).value or 0.0
     return Prediction(predicted, measured, predicted / measured - 1, baseline, baseline / measured - 1)
+
+
+def _group_details(bench: Workbench, planned: Planned, kept: Mapping[str, int]) -> tuple[GroupDetail, ...]:
+    """Every channel group, also those that had no choice; nothing where pruning was not asked for."""
+    if not bench.job.prune:
+        return ()
+    tables = planned.pruning
+    saved = saved_ms(tables, planned.planning.table) if tables is not None else {}
+    reasons = {option.scope: f"{option.option}: {option.reason}" for option in planned.dropped}
+    details = []
+    for group in bench.pruner.channels.groups:
+        losses = tables.losses.get(group.name, {}) if tables is not None else {}
+        options = tuple(
+            GroupOptionDetail(count, loss, saved[group.name][count])
+            for count, loss in losses.items()
+            if count < group.channels
+        )
+        left = kept.get(group.name, group.channels)
+        reason = "" if left < group.channels else reasons.get(group.name, "") or "pruning it costs more than it saves"
+        details.append(GroupDetail(group.name, group.channels, left, group.producers, group.consumers, options, reason))
+    return tuple(details)
+
+
+def _fixed_details(bench: Workbench) -> tuple[FixedDetail, ...]:
+    if not bench.job.prune:
+        return ()
+    return tuple(FixedDetail(fixed.layer, fixed.reason) for fixed in bench.pruner.channels.fixed)
 
 
 def _warnings(job: Job) -> tuple[str, ...]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgekit.catalog import Target
 from edgekit.cost.measured import FLOAT_PRECISIONS
+from edgekit.cost.shapes import ShapeTable, fit_shapes
 from edgekit.cost.table import CostTable, predict_ms
 from edgekit.errors import InputError
 from edgekit.formulate import weight_bytes
+from edgekit.graph.channels import Channels
 from edgekit.graph.liveness import peak_activation_bytes
+from edgekit.pruning import PruningTables
 from edgekit.stages import Workbench
 from edgekit.types import Figure, Precision
 
@@ -51,40 +54,52 @@ class PredictedCost:
     schema: str = "edgekit/predict/1"
 
 
-def predict_cost(bench: Workbench, wanted: Mapping[str, Precision] | Precision) -> PredictedCost:
-    """Predict a plan (layer -> precision) or a uniform precision. Where a layer cannot take the uniform precision it
-    keeps the float one, and a note says so.
+@dataclass(frozen=True)
+class PlanFile:
+    """The decisions of a plan: layer -> precision, and channel group -> kept channels where it loses some."""
+
+    precisions: Mapping[str, Precision]
+    kept: Mapping[str, int] = field(default_factory=dict)
+
+
+def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCost:
+    """Predict a plan or a uniform precision. Where a layer cannot take the uniform precision it keeps the float one,
+    and a note says so.
     """
     job = bench.job
+    graph, kept = job.graph, dict[str, int]()
     names = [layer.name for layer in job.graph.layers]
     notes: list[str] = []
     if isinstance(wanted, Precision):
         _require_offered([wanted], job.target)
         base = wanted if wanted in FLOAT_PRECISIONS else Precision.FP32
-        wanted = dict.fromkeys(names, wanted)
         table = bench.costs(base, weight_only=True).table
-        lacking = [name for name in names if wanted[name] not in table.latency_ms[name]]
+        lacking = [name for name in names if wanted not in table.latency_ms[name]]
         if lacking:
             stay = " or ".join(sorted({table.floats[name].value for name in lacking}))
-            notes.append(f"{len(lacking)} layers do not execute in {wanted[lacking[0]].value} here and take {stay}")
-        precisions = {name: table.floats[name] if name in lacking else wanted[name] for name in names}
+            notes.append(f"{len(lacking)} layers do not execute in {wanted.value} here and take {stay}")
+        precisions = {name: table.floats[name] if name in lacking else wanted for name in names}
     else:
-        _check_plan(wanted, names)
-        _require_offered(wanted.values(), job.target)
+        _check_plan(wanted.precisions, names)
+        _require_offered(wanted.precisions.values(), job.target)
         # The base is a choice for the whole model; layers without a 16-bit kernel stand as fp32 beside it.
-        halves = [p for p in FLOAT_PRECISIONS if p is not Precision.FP32 and p in wanted.values()]
+        halves = [p for p in FLOAT_PRECISIONS if p is not Precision.FP32 and p in wanted.precisions.values()]
         base = halves[0] if halves else Precision.FP32
         table = bench.costs(base, weight_only=True).table
-        precisions = {name: _offered(name, wanted[name], table) for name in names}
+        precisions = {name: _offered(name, wanted.precisions[name], table) for name in names}
+        if wanted.kept:
+            kept = dict(wanted.kept)
+            _check_groups(kept, bench.pruner.channels)
+            graph = bench.pruner.cut(kept)
+            table = _narrowed(bench, table, kept)
     return PredictedCost(
         model=job.model_path.name,
         target=job.target.name,
-        latency_ms=predict_ms(table, job.graph.edges, precisions),
+        latency_ms=predict_ms(table, graph.edges, precisions),
         weight_bytes=sum(
-            weight_bytes(layer.weight_elements, layer.bias_elements, precisions[layer.name])
-            for layer in job.graph.layers
+            weight_bytes(layer.weight_elements, layer.bias_elements, precisions[layer.name]) for layer in graph.layers
         ),
-        peak_activation_bytes=peak_activation_bytes(job.graph, precisions),
+        peak_activation_bytes=peak_activation_bytes(graph, precisions),
         layers=tuple(
             LayerCost(
                 layer.name,
@@ -99,8 +114,20 @@ def predict_cost(bench: Workbench, wanted: Mapping[str, Precision] | Precision) 
     )
 
 
-def read_plan(path: Path) -> dict[str, Precision]:
-    """Layer -> precision of a plan file, as ``edgekit plan --out`` and bundles hold it. Raises `InputError`."""
+def _narrowed(bench: Workbench, table: CostTable, kept: Mapping[str, int]) -> CostTable:
+    """The cost table at the kept channels: shapes between the whole model's and the plan's are profiled for it."""
+    channels, sizes = bench.pruner.channels, bench.pruner.sizes
+    losses = {
+        group.name: {group.channels: 0.0, kept[group.name]: 0.0} for group in channels.groups if group.name in kept
+    }
+    tables = PruningTables(channels, sizes, ShapeTable({}), losses, {})
+    profiles = bench.shape_profiles(table, {index: tables.counts(index) for index in tables.offered})
+    tables = replace(tables, shapes=fit_shapes(sizes, tables.full, table, profiles))
+    return tables.at(table, bench.job.graph.edges, tables.kept(kept))
+
+
+def read_plan(path: Path) -> PlanFile:
+    """The decisions of a plan file, as ``edgekit plan --out`` and bundles hold it. Raises `InputError`."""
     try:
         document: Any = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -112,8 +139,13 @@ def read_plan(path: Path) -> dict[str, Precision]:
             f"plan {path}: not a JSON document", "pass the plan.json of a bundle or of edgekit plan"
         ) from None
     try:
-        return {str(row["name"]): Precision(row["precision"]) for row in document["plan"]["layers"]}
-    except (KeyError, TypeError, ValueError) as error:
+        plan = document["plan"]
+        rows = [(str(row["name"]), int(row["channels"]), int(row["kept"])) for row in plan.get("groups", ())]
+        return PlanFile(
+            {str(row["name"]): Precision(row["precision"]) for row in plan["layers"]},
+            {name: kept for name, channels, kept in rows if kept < channels},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"plan {path}: not an edgekit plan ({error})", "pass the plan.json of a bundle or of edgekit plan"
         ) from None
@@ -125,6 +157,14 @@ def _check_plan(plan: Mapping[str, Precision], names: list[str]) -> None:
     if unknown or missing:
         odd = f"it names {unknown[0]!r}, which the model lacks" if unknown else f"it lacks layer {missing[0]!r}"
         raise InputError(f"the plan belongs to another model: {odd}", "pass the model and --shape it was made from")
+
+
+def _check_groups(kept: Mapping[str, int], channels: Channels) -> None:
+    known = {group.name: group.channels for group in channels.groups}
+    for name, count in kept.items():
+        if not 1 <= count <= known.get(name, 0):
+            odd = f"it keeps {count} channels of {name!r}, which has {known.get(name, 'none here')}"
+            raise InputError(f"the plan belongs to another model: {odd}", "pass the model that it was made from")
 
 
 def _require_offered(wanted: Iterable[Precision], target: Target) -> None:

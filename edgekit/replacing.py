@@ -74,9 +74,14 @@ def require_writable(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file that is complete or not there. Raises `InputError` when it cannot be written."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is complete or not there. Raises `InputError` when it cannot be written."""
     temporary = path.with_name(f".{path.name}.edgekit-{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

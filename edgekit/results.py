@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from types import GenericAlias
-from typing import TYPE_CHECKING, Any, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin
 
 from edgekit.errors import InputError
 from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, Plan, Precision
@@ -23,6 +23,17 @@ SCHEMA = "edgekit/deploy/1"
 
 # The part of the document that the same inputs reproduce byte for byte; all else is measured, or says when and where.
 DECISIONS = ("schema", "target", "model", "data", "recipe", "budget", "plan")
+
+
+class HasPlan(Protocol):
+    """What decided on a plan."""
+
+    @property
+    def plan(self) -> Plan:
+        """The decisions."""
+
+
+Planned = TypeVar("Planned", bound=HasPlan)
 
 
 @dataclass(frozen=True)
@@ -95,8 +106,61 @@ class DroppedOption:
 
 
 @dataclass(frozen=True)
+class GroupOptionDetail:
+    """One keep ratio of a channel group that was offered to the planner: the noise power at the model's output when
+    this group alone is pruned and what reads it re-solved, and what that alone saves of the latency.
+    """
+
+    kept: int
+    loss: float
+    saves_ms: float
+
+
+@dataclass(frozen=True)
+class GroupDetail:
+    """A channel group: the layers whose output channels (``producers``) and input channels (``consumers``) go together.
+
+    ``options`` are the keep ratios that were offered (empty where none was worth it); ``reason`` says why it got what
+    it got, or why nothing was offered.
+    """
+
+    name: str
+    channels: int
+    kept: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    options: tuple[GroupOptionDetail, ...] = ()
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FixedDetail:
+    """A layer whose output channels cannot be pruned, and why."""
+
+    layer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Price:
+    """What loosening one budget ("latency", "size", "memory"; or "noise", the loss that the plan has, in decibel) would
+    buy: with ``budget`` raised by ``step``, the best plan's ``buys`` ("latency_ms",
+    "loss", "weight_bytes" or "memory_bytes") goes from ``now`` to ``then``. Found by planning again, not by a
+    derivative.
+    """
+
+    budget: str
+    step: float
+    buys: str
+    now: float
+    then: float
+
+
+@dataclass(frozen=True)
 class ParetoPoint:
-    """A plan that was considered. ``kind`` is that of the latency; ``metric`` is None where it was not evaluated."""
+    """A plan that was considered. ``kind`` is that of the latency; ``metric`` is None where it was not evaluated.
+    ``pruned_channels`` are the channels that it removes.
+    """
 
     latency_ms: float
     loss: float
@@ -104,6 +168,7 @@ class ParetoPoint:
     int8_layers: int
     metric: float | None
     kind: Kind
+    pruned_channels: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,13 +184,17 @@ class Blame:
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of plan, race and guard."""
+    """One turn of plan, realise, race and guard. ``predicted_loss`` is what the tables promised, ``measured_loss`` what
+    the compiled plan's outputs show on the evaluation samples (both relative noise power).
+    """
 
     round: int
     action: str
     predicted_ms: float | None
     measured_ms: float | None
     metric: float | None
+    predicted_loss: float | None = None
+    measured_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +239,9 @@ class DeployResult:
     bundle: str
     versions: dict[str, str]
     warnings: tuple[str, ...] = ()
+    groups: tuple[GroupDetail, ...] = ()
+    fixed: tuple[FixedDetail, ...] = ()
+    prices: tuple[Price, ...] = ()
     schema: str = SCHEMA
 
     def candidate(self, name: str) -> Candidate | None:
@@ -194,19 +266,28 @@ def from_json(document: object) -> DeployResult:
     Raises:
         InputError: the document is not a deploy result, or a field is missing or of the wrong type (named).
     """
-    from cattrs import BaseValidationError, transform_error
-
     if not isinstance(document, dict) or document.get("schema") != SCHEMA:
         found = document.get("schema") if isinstance(document, dict) else type(document).__name__
         raise InputError(f"not a deploy result: expected schema {SCHEMA!r}, found {found!r}")
+    return structure(document, DeployResult, "deploy result")
+
+
+def structure(document: dict[str, Any], kind: type[Planned], name: str) -> Planned:
+    """The inverse of `unstructure` for what has a ``plan``, by the same rules as `from_json`; ``name`` says in errors
+    what it should have been.
+
+    Raises:
+        InputError: a field is missing or of the wrong type (named), or the plan's digest is not the plan's.
+    """
+    from cattrs import BaseValidationError, transform_error
+
     try:
-        result = _converter().structure(document, DeployResult)
+        result = _converter().structure(document, kind)
     except BaseValidationError as error:
         problem = transform_error(error, path="result")[0]
-        raise InputError(f"not a valid deploy result: {problem}") from error
-    digest = document["plan"].get("digest")
-    if digest != result.plan.digest:
-        raise InputError("not a valid deploy result: plan.digest is not the digest of plan.layers")
+        raise InputError(f"not a valid {name}: {problem}") from error
+    if document["plan"].get("digest") != result.plan.digest:
+        raise InputError(f"not a valid {name}: plan.digest is not the digest of its layers and groups")
     return result
 
 
@@ -295,15 +376,20 @@ __all__ = [
     "DeviceInfo",
     "DroppedOption",
     "Figure",
+    "FixedDetail",
+    "GroupDetail",
+    "GroupOptionDetail",
     "LayerDetail",
     "ModelInfo",
     "ParetoPoint",
     "Prediction",
+    "Price",
     "RecipeInfo",
     "Round",
     "from_json",
     "join",
     "split",
+    "structure",
     "to_json",
     "unstructure",
 ]

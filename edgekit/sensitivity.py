@@ -9,9 +9,9 @@ https://arxiv.org/abs/1911.03852); what really comes out is measured on the fini
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edgekit.compress.observers import Range
     from edgekit.graph import Graph
     from edgekit.recipes.samples import Dataset
+
+Variant = TypeVar("Variant", bound=Hashable)
 
 # No output agrees with float better than float32 rounding lets it.
 LOSS_FLOOR = 1e-14
@@ -51,25 +53,47 @@ def layer_losses(
     """Layer name -> loss of executing that layer alone in ``precision``, over all samples of ``dataset``.
 
     Simulated in onnxruntime with the Q/DQ pairs executed in float, so that the numerics are those of the plan and not
-    of one kernel. ``workers`` layers are tried at a time, each on one thread, so their number does not change the
-    losses. ``on_layer`` is called after each layer, in order.
+    of one kernel. ``on_layer`` is called after each layer, in order.
+    """
+    return losses_of(
+        graph,
+        lambda name: to_bytes(apply_precisions(graph, {name: precision}, ranges)),
+        names,
+        dataset,
+        workers,
+        on_layer,
+    )
+
+
+def losses_of(
+    graph: Graph,
+    model_of: Callable[[Variant], bytes],
+    variants: Sequence[Variant],
+    dataset: Dataset,
+    workers: int = 1,
+    on_variant: Callable[[Variant, float], None] | None = None,
+) -> dict[Variant, float]:
+    """Variant -> relative noise power of its model's outputs against those of ``graph``, mean over all samples.
+
+    ``workers`` variants are tried at a time, each on one thread, so their number does not change the losses.
+    ``on_variant`` is called after each one, in order.
     """
     reference = _session(to_bytes(graph.model))
     samples = [dataset.sample(index) for index in range(len(dataset))]
     expected = [_outputs(reference, sample) for sample in samples]
 
-    def loss(name: str) -> float:
-        session = _session(to_bytes(apply_precisions(graph, {name: precision}, ranges)))
+    def loss(variant: Variant) -> float:
+        session = _session(model_of(variant))
         noise = (relative_noise_power(_outputs(session, x), y) for x, y in zip(samples, expected, strict=True))
         return math.fsum(noise) / len(samples)
 
     losses = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for name, found in zip(names, pool.map(loss, names), strict=True):
-                losses[name] = found
-                if on_layer is not None:
-                    on_layer(name, found)
+            for variant, found in zip(variants, pool.map(loss, variants), strict=True):
+                losses[variant] = found
+                if on_variant is not None:
+                    on_variant(variant, found)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -4,6 +4,7 @@ run resumes and a second one is quick.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,17 +18,20 @@ from edgekit.compress.observers import Histogram, Range, choose_range, from_arra
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.compress.ranges import collect_ranges
 from edgekit.cost.measured import MeasuredCosts, measure_costs, rank_float_precisions
+from edgekit.cost.pruned import profile_shapes
+from edgekit.cost.shapes import ShapeProfile
 from edgekit.cost.table import CostTable
 from edgekit.devices.race import Raced
-from edgekit.graph import to_bytes
+from edgekit.graph import Graph, to_bytes
 from edgekit.job import Job
+from edgekit.pruner import Pruner
 from edgekit.recipes.samples import spread
 from edgekit.results import DeviceInfo, DroppedOption
 from edgekit.sensitivity import layer_losses
 from edgekit.types import Latency, Precision
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 4
+_VERSION = 5
 SENSITIVITY_SAMPLES = 16
 
 
@@ -59,16 +63,25 @@ class Workbench:
         return {**asdict(info), "capabilities": list(capabilities), "version": _VERSION}
 
     @cached_property
-    def histograms(self) -> dict[str, Histogram]:
-        """What the activations do on the calibration samples."""
+    def pruner(self) -> Pruner:
+        """What removes channels from the graph."""
+        return Pruner(self.job, self.graph_key)
+
+    def graph_of(self, kept: Mapping[str, int] | None = None) -> Graph:
+        """The graph of a plan that keeps only so many channels of some groups."""
+        return self.pruner.pruned(kept) if kept else self.job.graph
+
+    def histograms(self, graph: Graph) -> dict[str, Histogram]:
+        """What the activations of a graph do on the calibration samples."""
         job = self.job
-        points = quantization_points(job.graph)
-        key = cache.key(version=_VERSION, graph=self.graph_key, data=job.data.calibration.digest)
+        points = quantization_points(graph)
+        graph_key = hashlib.sha256(to_bytes(graph.model)).hexdigest()
+        key = cache.key(version=_VERSION, graph=graph_key, data=job.data.calibration.digest)
         stored = cache.read_arrays("ranges", key)
         if stored is None:
             samples = job.data.calibration
             with job.progress.stage("observe ranges", len(samples)) as advance:
-                seen = collect_ranges(job.graph, points, samples, lambda _done, _total: advance(), job.device.threads)
+                seen = collect_ranges(graph, points, samples, lambda _done, _total: advance(), job.device.threads)
                 stored = to_arrays(seen.values())
             cache.write_arrays("ranges", key, stored)
         return from_arrays(stored)
@@ -78,19 +91,39 @@ class Workbench:
         """The range of each tensor that may be quantized, by the recipe's observer."""
         return self.observed_by(self.job.data.recipe.observer)
 
-    def observed_by(self, observer: str) -> dict[str, Range]:
-        """The ranges that another observer would choose from the same histograms."""
+    def observed_by(self, observer: str, graph: Graph | None = None) -> dict[str, Range]:
+        """The ranges that an observer chooses, those of the whole graph or of a pruned one."""
         percentile = self.job.data.recipe.percentile
-        return {name: choose_range(seen, observer, percentile) for name, seen in self.histograms.items()}
+        seen = self._seen if graph is None else self.histograms(graph)
+        return {name: choose_range(histogram, observer, percentile) for name, histogram in seen.items()}
 
-    def model_bytes(self, precisions: Mapping[str, Precision]) -> bytes:
+    @cached_property
+    def _seen(self) -> dict[str, Histogram]:
+        return self.histograms(self.job.graph)
+
+    def model_bytes(self, precisions: Mapping[str, Precision], kept: Mapping[str, int] | None = None) -> bytes:
         """The compressed ONNX of a plan."""
         quantized = any(precision in (Precision.INT8, Precision.W8) for precision in precisions.values())
-        return to_bytes(apply_precisions(self.job.graph, precisions, self.ranges if quantized else {}))
+        graph = self.graph_of(kept)
+        ranges: Mapping[str, Range] = {}
+        if quantized:
+            ranges = self.observed_by(self.job.data.recipe.observer, graph) if kept else self.ranges
+        return to_bytes(apply_precisions(graph, precisions, ranges))
 
-    def artifact(self, precisions: Mapping[str, Precision], base: Precision) -> Artifact:
+    def artifact(
+        self, precisions: Mapping[str, Precision], base: Precision, kept: Mapping[str, int] | None = None
+    ) -> Artifact:
         """The artifact of a plan, converted unless it was before."""
-        content = self.model_bytes(precisions)
+        return self._converted(self.model_bytes(precisions, kept), base)
+
+    def timing_artifact(
+        self, precisions: Mapping[str, Precision], base: Precision, kept: Mapping[str, int]
+    ) -> Artifact:
+        """A plan's artifact with neither weights re-solved nor ranges observed for it: it takes as long as the plan."""
+        ranges = self.ranges if Precision.INT8 in precisions.values() else {}
+        return self._converted(to_bytes(apply_precisions(self.pruner.cut(kept), precisions, ranges)), base)
+
+    def _converted(self, content: bytes, base: Precision) -> Artifact:
         adapter = self.job.device.backend
         key = cache.key(version=_VERSION, runtime=self.device_info.runtime, model=content)
 
@@ -141,6 +174,37 @@ class Workbench:
             stored = _costs_to_json(measured)
             cache.write_json("costs", key, stored)
         return _costs_from_json(stored)
+
+    def shape_profiles(self, table: CostTable, offered: Mapping[int, Sequence[int]]) -> tuple[ShapeProfile, ...]:
+        """Profiles of models in which the groups keep some of the counts that they are ``offered``."""
+        groups = self.pruner.channels.groups
+        full = [group.channels for group in groups]
+        key = cache.key(
+            device=self.device_key,
+            graph=self.graph_key,
+            data=self.job.data.calibration.digest,
+            base=table.base.value,
+            offered={groups[index].name: list(counts) for index, counts in offered.items()},
+        )
+        stored = cache.read_json("shape-profiles", key)
+        if stored is None:
+
+            def build(kept: Sequence[int], precisions: Mapping[str, Precision], base: Precision) -> Artifact:
+                named = {g.name: k for g, k in zip(groups, kept, strict=True) if k < g.channels}
+                return self.timing_artifact(precisions, base, named)
+
+            with self.job.progress.stage("measure pruned shapes on the device"):
+                found = profile_shapes(self.job.graph, self.job.device, build, table, full, offered)
+            stored = [asdict(profile) for profile in found]
+            cache.write_json("shape-profiles", key, stored)
+        return tuple(
+            ShapeProfile(
+                tuple(row["kept"]),
+                {name: Precision(precision) for name, precision in row["precisions"].items()},
+                row["times_ms"],
+            )
+            for row in stored
+        )
 
     def losses(self, precision: Precision, names: Sequence[str]) -> dict[str, float]:
         """The loss of each named layer alone in ``precision``; each is kept as soon as it is known."""

@@ -120,6 +120,15 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
+class GroupChoice:
+    """What the plan decided for one channel group: ``kept`` of its ``channels``."""
+
+    name: str
+    channels: int
+    kept: int
+
+
+@dataclass(frozen=True)
 class Predicted:
     """Totals that a plan promises. ``loss`` is the sum of the layers' sensitivities (relative output noise power)."""
 
@@ -132,24 +141,31 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Plan:
-    """One option for each layer, with the proof: relative optimality ``gap`` and the budgets that bind ("latency",
-    "size", "memory", "max_drop"). ``gap`` is None for a uniform assignment, which nobody optimised.
+    """One option for each layer and each channel group, with the proof: relative optimality ``gap`` and the budgets
+    that bind ("latency", "size", "memory", "max_drop"). ``gap`` is None for a uniform assignment, which nobody
+    optimised. ``groups`` holds the groups that had a choice.
     """
 
     layers: tuple[LayerChoice, ...]
     predicted: Predicted
     gap: float | None
     binding: tuple[str, ...] = ()
+    groups: tuple[GroupChoice, ...] = ()
 
     @property
     def digest(self) -> str:
         """SHA-256 of the decisions alone: the same decisions give the same digest on any machine."""
-        rows = [[c.name, c.op_type, c.precision.value, c.keep] for c in self.layers]
+        rows: list[list[object]] = [[c.name, c.op_type, c.precision.value, c.keep] for c in self.layers]
+        rows += [[g.name, g.channels, g.kept] for g in self.groups if g.kept < g.channels]
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
     def precisions(self) -> dict[str, Precision]:
         """Layer name -> precision."""
         return {c.name: c.precision for c in self.layers}
+
+    def kept(self) -> dict[str, int]:
+        """Channel group -> kept channels, of the groups that lose some."""
+        return {g.name: g.kept for g in self.groups if g.kept < g.channels}
 
 
 @dataclass(frozen=True)

@@ -142,14 +142,34 @@ class TestPlan:
         written = json.loads((desk.folder / "plan.json").read_text())
         front = json.loads((desk.folder / "front.json").read_text())
         assert printed == written
-        assert front["pareto"] == printed["pareto"] != []
-        assert {"latency_ms", "loss", "weight_bytes", "metric", "kind"} <= set(front["pareto"][0])
+        assert front["schema"] == "edgekit/pareto/1"
+        considered = [{k: v for k, v in point.items() if k not in ("front", "plan")} for point in front["pareto"]]
+        assert considered == printed["pareto"] != []
+        (chosen,) = (point for point in front["pareto"] if point["plan"])
+        assert chosen["latency_ms"] == printed["plan"]["predicted"]["latency_ms"]["value"]
+        assert front["plan_digest"] == printed["plan"]["digest"]
+        assert b"<svg" in (desk.folder / "front.svg").read_bytes()
         assert printed["schema"] == "edgekit/plan/1"
         planned = {layer["name"] for layer in printed["plan"]["layers"]}
         assert planned == {layer["name"] for layer in done.document["plan"]["layers"]}
-        text = desk.succeed("plan", *arguments).out
+        text = desk.succeed("plan", *DEPLOY[1:], "--pareto", "front.png").out
+        assert (desk.folder / "front.png").read_bytes().startswith(b"\x89PNG")
         assert "optimal within" in text
         assert "predicted" in text
+
+    def test_diff_of_a_bundle_and_a_plan(self, deployed: tuple[Desk, Finished]) -> None:
+        desk, done = deployed
+        same = desk.succeed("plan", "--diff", "bundle", "bundle/plan.json")
+        assert same.out.splitlines()[-1] == "no difference"
+        assert same.err == ""
+        desk.succeed("plan", *DEPLOY[1:], "--max-drop", "100%", "--out", "loose.json")
+        document = desk.succeed("plan", "--json", "--diff", "bundle", "loose.json").document
+        assert document["schema"] == "edgekit/plan-diff/1"
+        assert document["same"] is False
+        assert document["a"]["plan_digest"] == done.document["plan"]["digest"]
+        assert document["budget"] == [{"name": "max_drop", "a": 0.01, "b": 1.0}]
+        text = desk.succeed("plan", "--diff", "bundle", "loose.json").out
+        assert " ".join(text.split()).count("largest drop 1.0 points 100.0 points") == 1
 
     @pytest.mark.slow
     def test_synthetic_samples_are_said_to_be_so(self, desk: Desk) -> None:
@@ -548,7 +568,42 @@ def test_impossible_budgets_name_what_is_nearest(deployed: tuple[Desk, Finished]
     assert found["plan"]["predicted"]["memory_bytes"] <= nearest + 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--target", "quick"), "plan needs MODEL"),
+        (("model.onnx",), "plan needs --target"),
+        (("--diff", "bundle", "model.onnx"), NO_JSON),
+        (("--diff", "bundle", "none.json"), "none.json: No such file"),
+        (("--diff", "overlay", "bundle"), "overlay/plan.json: No such file"),
+        (("--diff", "bundle", "bundle/manifest.json"), NO_PLAN),
+        (("--diff", "bundle", "changed.json"), "plan.digest"),
+        (("--diff", "other.json", "bundle"), "different models"),
+        (("--diff", "bundle", "bundle", "--size", "5MB"), "--diff does not go with --size"),
+        (("--diff", "bundle", "bundle", "--out", "out.json", "--json"), "--diff does not go with --out"),
+        (("--diff", "bundle", "bundle", "bundle"), "--diff does not go with MODEL bundle"),
+    ],
+)
+def test_bad_plans_to_compare(
+    arguments: tuple[str, ...], message: str, deployed: tuple[Desk, Finished], desk: Desk
+) -> None:
+    bundle = desk.folder / "bundle"
+    subprocess.run(["cp", "-r", deployed[0].folder / "bundle", bundle], check=True)
+    plan = json.loads((bundle / "plan.json").read_text())
+    (desk.folder / "other.json").write_text(json.dumps(plan | {"model": {"name": "other.onnx", "sha256": "0" * 64}}))
+    plan["plan"]["layers"].pop()
+    (desk.folder / "changed.json").write_text(json.dumps(plan))
+    done = refused(desk, "plan", *arguments, code=2, message=message)
+    assert len(done.complaint) == 2, "what is wrong, and what to do"
+
+
 class TestOut:
+    def test_one_file_for_two_things(self, desk: Desk) -> None:
+        for out, pareto in (("a.json", "a.json"), ("a.svg", "a.json"), ("a.json", "a.png")):
+            flags = ("--out", out, "--pareto", pareto)
+            done = refused(desk, "plan", *DEPLOY[1:], *flags, code=2, message=f"would both write {out}")
+            assert "load" not in done.err
+
     def test_that_cannot_be_written(self, desk: Desk) -> None:
         for out in ("model.onnx/bundle", "/proc/bundle", "/dev/null"):
             done = refused(desk, *DEPLOY, "--out", out, code=2, message=out)

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgekit.backends import openvino
+from edgekit.compress.prune import prune
+from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable, predict_ms
-from edgekit.formulate import Planning, formulate, limits_of, weight_bytes
+from edgekit.formulate import Planning, formulate, limits_of, memory_bytes, weight_bytes
 from edgekit.graph import Graph, peak_activation_bytes
-from edgekit.planner import Limits, evaluate, solve
+from edgekit.graph.channels import find_channels
+from edgekit.graph.sizes import sizes_of
+from edgekit.planner import Limits, Solution, evaluate, solve
+from edgekit.pruning import PruningTables
 from edgekit.types import Budget, Kind, Precision
 from tests.quantized import CASES, case
 
@@ -60,6 +66,48 @@ def test_what_the_planner_sums_is_what_the_parts_say(name: str, data: st.DataObj
     assert totals.loss == pytest.approx(sum(planning.losses[layer][p] for layer, p in chosen.items()))
     if base is FP32 or set(chosen.values()) in ({BF16, INT8}, {BF16}):
         assert totals.peak_activation_bytes == peak_activation_bytes(graph, chosen)
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+@settings(max_examples=15, deadline=None)
+def test_what_the_planner_sums_is_what_the_pruned_graph_says(name: str, data: st.DataObject) -> None:
+    whole = planted(case(name).graph)
+    graph = whole.graph
+    channels = find_channels(graph)
+    shares = {
+        layer.name: {FP32: (0.1, 0.6, 0.2, 0.1), INT8: (0.3, 0.3, 0.3, 0.1), W8: (0.0, 1.0, 0.0, 0.0)}
+        for layer in graph.layers
+    }
+    # Some groups have a choice, the others stay whole.
+    losses = {
+        group.name: {count: 0.01 * (group.channels - count) for count in range(group.channels, 0, -2)}
+        for group in channels.groups
+        if data.draw(st.booleans(), label=group.name)
+    }
+    pruning = PruningTables(channels, sizes_of(graph, channels), ShapeTable(shares), losses, {})
+    planning = formulate(graph, whole.table, whole.losses, BITS, pruning=pruning)
+    choice = tuple(data.draw(st.integers(0, len(layer.options) - 1)) for layer in planning.problem.layers)
+    kept = tuple(data.draw(st.integers(0, len(group.options) - 1)) for group in planning.problem.groups)
+    totals = evaluate(planning.problem, choice, kept)
+    plan = planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0, kept))
+    units = {name: np.arange(count) for name, count in plan.kept().items()}
+    smaller, chosen = prune(graph, channels, units), plan.precisions()
+
+    stored = sum(weight_bytes(layer.weight_elements, layer.bias_elements, chosen[layer.name]) for layer in smaller.layers)
+    assert totals.weight_bytes == stored
+    assert totals.memory_bytes == memory_bytes(smaller, chosen, BITS)
+    assert totals.peak_activation_bytes == peak_activation_bytes(smaller, chosen)
+    narrowed = pruning.at(whole.table, graph.edges, pruning.kept(plan.kept()))
+    assert totals.latency_ms == pytest.approx(predict_ms(narrowed, smaller.edges, chosen).value)
+    lost = sum(losses[group.name][group.kept] for group in plan.groups)
+    assert totals.loss == pytest.approx(sum(whole.losses[n][p] for n, p in chosen.items()) + lost)
+    for layer in smaller.layers:
+        before = next(one for one in graph.layers if one.name == layer.name)
+        (choice_of,) = (one for one in plan.layers if one.name == layer.name)
+        assert 0 < choice_of.keep <= 1
+        if layer.op_type == "Conv":
+            assert choice_of.keep == pytest.approx(layer.output_elements / before.output_elements)
 
 
 def test_weight_bytes() -> None:

@@ -22,8 +22,8 @@ ROOMS = (
     *("entries", "results", "versions", "replacing", "progress", "budget"),
     *("catalog", "graph", "cache"),
     *("planner", "recipes", "backends", "devices", "compress", "cost", "sensitivity"),
-    *("formulate", "search", "inspection", "bundle", "reporting"),
-    *("job", "stages", "scoring", "planning", "guards", "blame", "prediction", "outcome"),
+    *("pruning", "formulate", "refinement", "search", "inspection", "bundle", "differences", "reporting"),
+    *("job", "pruner", "stages", "offers", "scoring", "planning", "pricing", "guards", "blame", "prediction", "outcome"),
     *("deployment", "api", "cli", "__main__"),
 )
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "openvino", "torch", "scipy", "matplotlib", "pint", "PIL", "cattrs")

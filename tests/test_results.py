@@ -16,9 +16,16 @@ from hypothesis import strategies as st
 from edgekit import results
 from edgekit.errors import InputError
 from edgekit.types import Candidate, Conformance, Figure, Kind, Mismatch, Plan, Precision
-from tests.reporting.sample_result import sample_result
+from tests.reporting.sample_result import pruned_result, sample_result
 
 GOLDEN = Path(__file__).parent / "reporting/golden/deploy.json"
+# Fields that came after the first documents were written: who wrote those knew nothing of them.
+ADDED = {
+    "": ("warnings", "groups", "fixed", "prices"),
+    "plan": ("groups",),
+    "pareto": ("pruned_channels",),
+    "rounds": ("predicted_loss", "measured_loss"),
+}
 
 
 def shape(document: Any, path: str = "") -> dict[str, str]:
@@ -37,7 +44,7 @@ def shape(document: Any, path: str = "") -> dict[str, str]:
 def complete_result() -> results.DeployResult:
     """One in which no list is empty."""
     mismatch = Mismatch("/backbone/blocks.0/pointwise_conv/Conv_0", Precision.INT8, "f32")
-    return replace(sample_result(), conformance=Conformance(47, 46, (mismatch,)))
+    return replace(pruned_result(), conformance=Conformance(47, 46, (mismatch,)))
 
 
 def test_the_shape_is_the_one_that_was_promised() -> None:
@@ -122,10 +129,17 @@ def test_what_is_not_finite_is_null_and_numpy_is_plain() -> None:
         (("schema",), "edgekit/deploy/9", "edgekit/deploy/1"),
         (("plan", "digest"), "0" * 64, "plan.digest"),
         (("plan", "layers", 4, "keep"), 0.5, "plan.digest"),
+        (("plan", "groups", 0, "kept"), 16, "plan.digest"),
+        (("plan", "groups"), None, "result.plan.groups"),
+        (("groups", 0, "channels"), 2.5, "result.groups[0].channels"),
+        (("groups", 1, "producers"), "conv", "result.groups[1].producers"),
+        (("groups", 1, "options", 0, "loss"), "low", "result.groups[1].options[0].loss"),
+        (("prices", 0, "then"), "less", "result.prices[0].then"),
+        (("fixed", 0, "reason"), None, "result.fixed[0].reason"),
     ],
 )
 def test_a_wrong_field_is_named(where: tuple[str | int, ...], value: object, named: str) -> None:
-    document = json.loads(json.dumps(results.to_json(sample_result())))
+    document = json.loads(json.dumps(results.to_json(pruned_result())))
     inside: Any = document
     for key in where[:-1]:
         inside = inside[key]
@@ -136,12 +150,34 @@ def test_a_wrong_field_is_named(where: tuple[str | int, ...], value: object, nam
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("field", sorted({*results.to_json(sample_result())} - {"warnings"}))
+@pytest.mark.parametrize("field", sorted({*results.to_json(sample_result())} - {*ADDED[""]}))
 def test_a_missing_field_is_an_error(field: str) -> None:
     document = results.to_json(sample_result())
     del document[field]
     with pytest.raises(InputError):
         results.from_json(document)
+
+
+def test_documents_of_before_pruning_are_read() -> None:
+    document = json.loads(json.dumps(results.to_json(sample_result())))
+    for where, fields in ADDED.items():
+        inside = document[where] if where else document
+        for row in inside if isinstance(inside, list) else [inside]:
+            for field in fields:
+                del row[field]
+    found = results.from_json(document)
+    assert found == replace(sample_result(), warnings=())
+    assert (found.groups, found.fixed, found.prices, found.plan.groups) == ((), (), (), ())
+    assert found.plan.digest == document["plan"]["digest"], "what prunes nothing has the digest it always had"
+
+
+def test_channels_are_part_of_the_decisions() -> None:
+    decisions, measurements = results.split(results.to_json(pruned_result()))
+    assert [row["kept"] for row in decisions["plan"]["groups"]] == [24, 96, 64]
+    assert {"groups", "fixed", "prices"} <= set(measurements), "what they are made of was measured"
+    plan = pruned_result().plan
+    whole = tuple(replace(group, kept=group.channels) for group in plan.groups)
+    assert replace(plan, groups=whole).digest == replace(plan, groups=()).digest != plan.digest
 
 
 @pytest.mark.parametrize("junk", [None, 1, "text", [], {}, {"schema": results.SCHEMA}, {"schema": ["x"]}])

@@ -1,20 +1,28 @@
-"""Numbers in, plan out: one option per layer so that every budget holds, with a proof of how good it is.
+"""Numbers in, plan out: one option per layer and per channel group so that every budget holds, with a proof of how
+good it is.
 
 The choice is a mixed-integer linear program (a multiple-choice knapsack, Kellerer, Pferschy and Pisinger, *Knapsack
-Problems*, 2004, ch. 11, with pairwise boundary costs and one memory row per execution step), solved by HiGHS
-(https://highs.dev) through ``scipy.optimize.milp``. No I/O and no ONNX here.
+Problems*, 2004, ch. 11, with costs by combinations of options, pairwise boundary costs and one memory row per execution
+step), solved by HiGHS (https://highs.dev) through ``scipy.optimize.milp``. No I/O and no ONNX here.
 """
 
 from __future__ import annotations
 
+from edgekit.planner.greedy import greedy
+from edgekit.planner.prices import Price, prices
 from edgekit.planner.problem import (
     ActivationTensor,
     Boundary,
+    BoundaryPart,
+    GroupOption,
     LayerOption,
     Limits,
+    PlanningGroup,
     PlanningLayer,
     Problem,
+    ShapeCost,
     Solution,
+    TensorPart,
     Totals,
     evaluate,
 )
@@ -25,13 +33,21 @@ __all__ = [
     "LOSS_WINDOW",
     "ActivationTensor",
     "Boundary",
+    "BoundaryPart",
+    "GroupOption",
     "LayerOption",
     "Limits",
+    "PlanningGroup",
     "PlanningLayer",
+    "Price",
     "Problem",
+    "ShapeCost",
     "Solution",
+    "TensorPart",
     "Totals",
     "evaluate",
+    "greedy",
     "pareto",
+    "prices",
     "solve",
 ]

@@ -1,192 +1,55 @@
-"""The planning problem as a mixed-integer linear program: its formulation and one proven minimum.
-
-Every budget becomes a row of non-negative increments over the cheapest conceivable plan, divided by the slack that the
-budget leaves: coefficients lie in [0, 1] whatever the units, and an option that alone overruns the slack is dropped
-before HiGHS sees it. See ``docs/decisions/0001-planner-milp.md``.
-"""
+"""One proven minimum: HiGHS on the planning problem's program, with ``evaluate`` as the truth."""
 
 from __future__ import annotations
 
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgekit.errors import EdgekitError
-from edgekit.planner.problem import QUANTITIES, Limits, Quantity, evaluate
-from edgekit.planner.table import Table, least_of, slack_of, usable_of
+from edgekit.planner.problem import QUANTITIES, Limits, Quantity, Totals, evaluate
+from edgekit.planner.program import Program, formulate
+from edgekit.planner.relaxation import narrowed, relax
+from edgekit.planner.table import Table
+from edgekit.planner.usable import Usable, least_of, slack_of, usable_of
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from edgekit.planner.table import Floats, Mask
+    from edgekit.planner.table import Floats
 
-_COST_CEILING = 1e3  # largest objective coefficient given to HiGHS, whose absolute gap scipy cannot change
-_ABSOLUTE_GAP = 1e-6  # in those units; HiGHS then reports its value as its bound
+_ABSOLUTE_GAP = 1e-6  # HiGHS's own, in the units of the objective that it is given; its value is then its bound
 _COARSE = 1.0  # an objective below this, in those units, is not resolved
-_PRICE = 1e-6  # least shadow price, in those units, that is not the LP's own tolerance
 _MAX_CUTS = 8  # plans that HiGHS's own tolerance let through, excluded one by one before the budgets are shrunk
-_SHRINK = 1e-5  # of a budget's slack: ten times HiGHS's feasibility tolerance
+_SHRINK = (1e-5, 1e-4, 1e-3)  # of a budget's slack: from ten times HiGHS's feasibility tolerance upwards
+_MANY = 2000  # columns from which looking near the relaxation first is quicker than giving HiGHS everything
+_NEAR = (1 / 30, 1 / 3, 3)  # how far above the relaxation, in gaps
+_WITHIN_REACH = 5  # gaps above the relaxation up to which a plan found near it settles how far to look
+_PATIENCE = 0.15  # share of the time left that one look may take
+
+Picked = tuple[int, ...]
+"""One option for each node: for each layer, then for each channel group."""
 
 
 class Outcome(NamedTuple):
-    """The best choice found and the proven lower bound of what was minimised (infinite when nothing fits)."""
+    """The best pick found and the proven lower bound of what was minimised (infinite when nothing fits)."""
 
-    choice: tuple[int, ...] | None  # None: no plan exists
+    picked: Picked | None  # None: no plan exists
     bound: float
 
 
-@dataclass(eq=False)
-class _Rows:
-    """A program under construction. Columns lie in [0, ceiling]; the first ones are the options in use."""
-
-    tight: bool
-    ceiling: list[float]
-    entries: list[dict[int, float]] = field(default_factory=list)
-    lower: list[float] = field(default_factory=list)
-    upper: list[float] = field(default_factory=list)
-    budgets: list[tuple[int, Quantity]] = field(default_factory=list)
-
-    def column(self) -> int:
-        self.ceiling.append(1.0)
-        return len(self.ceiling) - 1
-
-    def add(self, entries: dict[int, float], lower: float, upper: float) -> None:
-        self.entries.append(entries)
-        self.lower.append(lower)
-        self.upper.append(upper)
-
-    def budget(self, quantity: Quantity, entries: dict[int, float], slack: float) -> None:
-        """``entries`` are amounts over the least, none negative, that may add up to ``slack``.
-
-        ``tight`` scales by the slack and forbids what overruns it alone. Otherwise the scale is the largest amount,
-        which keeps the shadow prices of the linear relaxation meaningful.
-        """
-        if self.tight:
-            for column in [c for c, amount in entries.items() if amount > slack]:
-                self.ceiling[column] = 0.0
-                del entries[column]
-        largest = max(entries.values(), default=0.0)
-        if largest > 0:
-            unit = slack if self.tight else largest
-            self.budgets.append((len(self.entries), quantity))
-            self.add({c: amount / unit for c, amount in entries.items()}, -math.inf, slack / unit)
+def totals_of(table: Table, picked: Picked) -> Totals:
+    """What a pick costs."""
+    layers = len(table.problem.layers)
+    return evaluate(table.problem, picked[:layers], picked[layers:])
 
 
-@dataclass(frozen=True, eq=False)
-class _Program:
-    """Minimise ``cost @ z`` (in units of 1 / ``scale``; the last column is fixed at 1 and carries the constant)."""
-
-    columns: npt.NDArray[np.intp]  # the table's columns in use
-    cost: Floats
-    scale: float
-    matrix: Any  # scipy.sparse.csr_array
-    rows: _Rows
-
-
-def _formulate(table: Table, mask: Mask, limits: Limits, objective: Quantity, tight: bool = True) -> _Program:
-    import numpy as np
-    from scipy.sparse import csr_array
-
-    columns = np.flatnonzero(mask)
-    layer, layers = table.layer[columns], range(len(table.problem.layers))
-    lows, least = least_of(table, mask)
-    starts = np.searchsorted(layer, range(len(layers) + 1))
-    float_columns = [[c for c in range(starts[i], starts[i + 1]) if table.is_float[columns[c]]] for i in layers]
-    over: dict[Quantity, dict[int, float]] = {}
-    for quantity, amounts in table.amount.items():
-        above = amounts[columns] - lows[quantity][layer]
-        over[quantity] = {int(c): float(above[c]) for c in np.flatnonzero(above)}
-
-    rows = _Rows(tight, [1.0] * len(columns))
-    for i in layers:
-        rows.add(dict.fromkeys(range(starts[i], starts[i + 1]), 1.0), 1.0, 1.0)
-    if objective == "latency_ms" or limits.latency_ms is not None:
-        over["latency_ms"] |= _boundary_columns(rows, table.pairs, float_columns)
-    for quantity in ("latency_ms", "weight_bytes", "loss"):
-        slack = slack_of(limits, quantity, least[quantity])
-        if slack is not None:
-            rows.budget(quantity, dict(over[quantity]), slack)
-    if objective == "memory_bytes" or limits.memory_bytes is not None:
-        slack = slack_of(limits, "memory_bytes", least["memory_bytes"])
-        peak = objective == "memory_bytes"
-        over["memory_bytes"] = _memory_rows(rows, table, over["memory_bytes"], float_columns, slack, peak)
-
-    constant = rows.column()
-    cost = np.zeros(constant + 1)
-    amounts_in_use = {c: amount for c, amount in over[objective].items() if rows.ceiling[c] > 0}
-    scale = _COST_CEILING / max(amounts_in_use.values(), default=_COST_CEILING)
-    for column, amount in amounts_in_use.items():
-        cost[column] = amount * scale
-    cost[constant] = least[objective] * scale
-    at = np.repeat(np.arange(len(rows.entries)), [len(entries) for entries in rows.entries])
-    across = np.array([c for entries in rows.entries for c in entries], dtype=np.intp)
-    values = np.array([v for entries in rows.entries for v in entries.values()], dtype=np.float64)
-    matrix = csr_array((values, (at, across)), shape=(len(rows.entries), constant + 1))
-    return _Program(columns, cost, scale, matrix, rows)
-
-
-def _boundary_columns(
-    rows: _Rows, pairs: list[tuple[int, int, float]], float_columns: list[list[int]]
-) -> dict[int, float]:
-    """One column per boundary, at least |difference of the two layers' float shares|: its cost by column."""
-    costs: dict[int, float] = {}
-    for producer, consumer, cost in pairs:
-        column = rows.column()
-        costs[column] = cost
-        for one, other in ((producer, consumer), (consumer, producer)):
-            difference = dict.fromkeys(float_columns[one], -1.0) | dict.fromkeys(float_columns[other], 1.0)
-            rows.add({column: 1.0} | difference, 0.0, math.inf)
-    return costs
-
-
-def _memory_rows(
-    rows: _Rows,
-    table: Table,
-    weights: dict[int, float],
-    float_columns: list[list[int]],
-    slack: float | None,
-    minimise_peak: bool,
-) -> dict[int, float]:
-    """Resident weights + live activations of every step, over the least, stay under ``slack``; to minimise their peak,
-    also under a column whose bytes are returned as the objective's entry.
-    """
-    members: list[list[int]] = []  # columns that sum to 1 when the group's tensors keep their full size
-    for group in table.groups:
-        if len(group) == 1:
-            members.append(float_columns[group[0]])
-            continue
-        large = rows.column()
-        members.append([large])
-        for decider in group:
-            if float_columns[decider]:
-                rows.add({large: 1.0} | dict.fromkeys(float_columns[decider], -1.0), 0.0, math.inf)
-    widest = max(step.least_bytes for step in table.steps)
-    unit = math.fsum(weights.values())
-    if slack is not None and rows.tight:
-        unit = min(unit, slack)
-    resident: dict[int, float] = {}
-    if unit > 0:  # resident weights in one column: the rows of the steps stay sparse
-        column = rows.column()
-        rows.add({c: amount / unit for c, amount in weights.items()} | {column: -1.0}, 0.0, 0.0)
-        resident = {column: unit}
-    span = unit + max(sum(step.extra.values()) for step in table.steps)
-    if slack is not None and rows.tight:
-        span = min(span, slack)
-    peak = rows.column() if minimise_peak and span > 0 else None
-    for step in table.steps:
-        entries = dict(resident)
-        for group_index, extra in step.extra.items():
-            for column in members[group_index]:
-                entries[column] = entries.get(column, 0.0) + extra
-        if slack is not None and sum(entries.values()) > slack + widest - step.least_bytes:
-            rows.budget("memory_bytes", entries, slack + widest - step.least_bytes)  # drops what can not be used
-        if peak is not None:
-            scaled = {c: amount / span for c, amount in entries.items()}
-            rows.add(scaled | {peak: -1.0}, -math.inf, (widest - step.least_bytes) / span)
-    return {} if peak is None else {peak: span}
+def keeps(limits: Limits, totals: Totals) -> bool:
+    """Whether the totals are within the limits."""
+    slacks = (slack_of(limits, quantity, getattr(totals, quantity)) for quantity in QUANTITIES)
+    return all(slack is None or slack >= 0 for slack in slacks)
 
 
 def minimise(
@@ -195,22 +58,25 @@ def minimise(
     quantity: Quantity,
     gap: float,
     deadline: float,
-    incumbent: tuple[int, ...] | None = None,
+    incumbent: Picked | None = None,
 ) -> Outcome:
-    """The choice with the least ``quantity`` that keeps ``limits``, to a relative ``gap``, and a proven lower bound.
+    """The pick with the least ``quantity`` that keeps ``limits``, to a relative ``gap``, and a proven lower bound.
 
     A minimum far below the coarsest option's amount is found in two rounds: the first one's value becomes the second
     one's limit, which drops what lies above it, so that the rest is given to HiGHS in finer units.
-    ``deadline`` is a ``time.monotonic`` value; when it passes with no choice found, ``incumbent`` is returned, or
+    ``deadline`` is a ``time.monotonic`` value; when it passes with no pick found, ``incumbent`` is returned, or
     ``EdgekitError`` raised where there is none.
     """
     best, bound = incumbent, -math.inf
     for last_round in (False, True):
-        mask = usable_of(table, limits)
-        if mask is None:
+        usable = usable_of(table, limits)
+        if usable is None:
             return Outcome(best, math.inf if best is None else _value(table, best, quantity))
-        program = _formulate(table, mask, limits, quantity)
-        found = _choose(table, program, limits, gap, deadline)
+        program = formulate(table, usable, limits, quantity)
+        if len(program.cost) < _MANY:
+            found = _choose(table, program, limits, gap, deadline)
+        else:
+            found = _near_relaxation(table, usable, program, limits, quantity, gap, deadline, best)
         if found is None:  # out of time
             if best is None:
                 raise EdgekitError(
@@ -218,9 +84,9 @@ def minimise(
                     hint="allow more time, or loosen a budget",
                 )
             return Outcome(best, bound)
-        if found.choice is None:
+        if found.picked is None:
             return Outcome(best, math.inf if best is None else _value(table, best, quantity))
-        best, bound = found.choice, max(bound, found.bound, least_of(table, mask)[1][quantity])
+        best, bound = found.picked, max(bound, found.bound, least_of(table, usable).totals[quantity])
         value = _value(table, best, quantity)
         if last_round or value * program.scale >= _COARSE or relative_gap(value, bound) == 0:
             break
@@ -228,8 +94,57 @@ def minimise(
     return Outcome(best, min(bound, value))
 
 
-def _value(table: Table, choice: tuple[int, ...], quantity: Quantity) -> float:
-    return float(getattr(evaluate(table.problem, choice), quantity))
+def _near_relaxation(
+    table: Table,
+    usable: Usable,
+    program: Program,
+    limits: Limits,
+    quantity: Quantity,
+    gap: float,
+    deadline: float,
+    incumbent: Picked | None,
+) -> Outcome | None:
+    """What ``_choose`` finds, sooner: the linear relaxation is near the optimum, so that most columns cost more than
+    what lies between (reduced-cost fixing, Nemhauser and Wolsey, *Integer and Combinatorial Optimization*, 1988,
+    ch. II.5.4). HiGHS is given the few near it, then more, until what it finds is proven for all.
+    """
+    relaxation = relax(program, deadline - time.monotonic())
+    if relaxation is None:
+        return _choose(table, program, limits, gap, deadline)
+    if math.isinf(relaxation.value):
+        return Outcome(None, math.inf)
+    best, value = incumbent, math.inf if incumbent is None else _value(table, incumbent, quantity)
+    low = relaxation.value - _ABSOLUTE_GAP
+    bound = low / program.scale
+    for share in (*_NEAR, math.inf):
+        known = value * program.scale - low  # what is farther above the relaxation is not better
+        room = max(share * gap * low, _ABSOLUTE_GAP) if math.isfinite(share) else math.inf
+        if known <= (room if best is incumbent else max(room, _WITHIN_REACH * gap * low)):
+            room = known
+        near = narrowed(table, usable, program, relaxation, room)
+        last = math.isinf(share) or room == known
+        if near is not None:
+            now = time.monotonic()
+            until = deadline if last else now + _PATIENCE * (deadline - now)
+            found = _choose(table, formulate(table, near, limits, quantity), limits, gap / 2, until)
+            if found is None and last:
+                break
+            if found is None:
+                continue
+            if found.picked is not None and _value(table, found.picked, quantity) < value:
+                best, value = found.picked, _value(table, found.picked, quantity)
+            bound = max(bound, min(found.bound, (low + room) / program.scale))
+        else:
+            bound = max(bound, (low + room) / program.scale)
+        if last or (best is not None and relative_gap(value, bound) <= gap):
+            break
+    if best is None:
+        return Outcome(None, math.inf) if math.isinf(bound) else None
+    return Outcome(best, min(bound, value))
+
+
+def _value(table: Table, picked: Picked, quantity: Quantity) -> float:
+    return float(getattr(totals_of(table, picked), quantity))
 
 
 def relative_gap(value: float, bound: float) -> float:
@@ -237,42 +152,39 @@ def relative_gap(value: float, bound: float) -> float:
     return min(1.0, max(0.0, (value - bound) / value)) if value > 0 else 0.0
 
 
-def _choose(table: Table, program: _Program, limits: Limits, gap: float, deadline: float) -> Outcome | None:
+def _choose(table: Table, program: Program, limits: Limits, gap: float, deadline: float) -> Outcome | None:
     """Run HiGHS until its plan keeps the limits exactly; ``None`` when time ran out without a plan.
 
     HiGHS accepts a row that is 1e-6 over. A plan that slips through is cut off, which leaves the bound valid; when many
-    do, the budgets shrink by a little more than that tolerance.
+    do, the budgets shrink by a little more than that tolerance, and more until the plan keeps them.
     """
     import numpy as np
 
-    layers = len(table.problem.layers)
-    layer, option = table.layer[program.columns], table.option[program.columns]
+    node, option = table.node[program.columns], table.option[program.columns]
     cuts: list[npt.NDArray[np.intp]] = []
     bound = -math.inf
-    while len(cuts) <= _MAX_CUTS + 1:
-        shrunk = len(cuts) > _MAX_CUTS
-        result = _highs(program, cuts, _SHRINK if shrunk else 0.0, gap, deadline - time.monotonic())
+    for attempt in range(_MAX_CUTS + 1 + len(_SHRINK)):
+        shrink = _SHRINK[attempt - _MAX_CUTS - 1] if attempt > _MAX_CUTS else 0.0
+        result = _highs(program, cuts, shrink, gap, deadline - time.monotonic())
         if result is None:
             return None
         values, proven = result
-        if not shrunk:
+        if not shrink:
             bound = max(bound, (proven - _ABSOLUTE_GAP) / program.scale)
         if values is None:
             return Outcome(None, math.inf)
-        shares = values[: len(layer)]
-        best_first = np.lexsort((np.arange(len(layer)), -shares, layer))
-        chosen = best_first[np.searchsorted(layer, np.arange(layers))]
-        choice = tuple(int(option[c]) for c in chosen)
-        totals = evaluate(table.problem, choice)
-        slacks = (slack_of(limits, quantity, getattr(totals, quantity)) for quantity in QUANTITIES)
-        if all(slack is None or slack >= 0 for slack in slacks):
-            return Outcome(choice, bound)
+        shares = values[: len(node)]
+        best_first = np.lexsort((np.arange(len(node)), -shares, node))
+        chosen = best_first[np.searchsorted(node, np.arange(table.nodes))]
+        picked = tuple(int(option[c]) for c in chosen)
+        if keeps(limits, totals_of(table, picked)):
+            return Outcome(picked, bound)
         cuts.append(chosen)
     raise RuntimeError("the solver's plan does not keep the budgets it was given")
 
 
 def _highs(
-    program: _Program, cuts: Sequence[npt.NDArray[np.intp]], shrink: float, gap: float, seconds: float
+    program: Program, cuts: Sequence[npt.NDArray[np.intp]], shrink: float, gap: float, seconds: float
 ) -> tuple[Floats | None, float] | None:
     """(columns, proven bound) of the optimum, (None, inf) when there is none, ``None`` when time ran out before."""
     import numpy as np
@@ -282,8 +194,8 @@ def _highs(
     if seconds <= 0:
         return None
     width, options = len(program.cost), len(program.columns)
-    matrix, lower, upper = program.matrix, np.array(program.rows.lower), np.array(program.rows.upper)
-    for row, _ in program.rows.budgets:
+    matrix, lower, upper = program.matrix, program.lower, program.upper.copy()
+    for row, _ in program.budgets:
         upper[row] *= 1 - shrink
     for chosen in cuts:
         cut = csr_array((np.ones(len(chosen)), (np.zeros(len(chosen), dtype=np.intp), chosen)), shape=(1, width))
@@ -294,7 +206,7 @@ def _highs(
     result = milp(
         program.cost,
         integrality=(np.arange(width) < options).astype(np.int8),
-        bounds=Bounds(fixed, np.array(program.rows.ceiling)),
+        bounds=Bounds(fixed, program.ceiling),
         constraints=LinearConstraint(matrix, lower, upper) if matrix.shape[0] else None,
         options={"mip_rel_gap": gap, "time_limit": seconds},
     )
@@ -305,30 +217,3 @@ def _highs(
             return None
         raise RuntimeError(f"HiGHS failed: {result.message}")
     return result.x, -math.inf if result.mip_dual_bound is None else float(result.mip_dual_bound)
-
-
-def priced_limits(table: Table, limits: Limits, objective: Quantity) -> set[Quantity]:
-    """Budgets that carry a shadow price in the linear relaxation: relaxing them would lower its ``objective``."""
-    import numpy as np
-    from scipy.optimize import linprog
-    from scipy.sparse import vstack
-
-    program = _formulate(table, np.ones(len(table.layer), dtype=np.bool_), limits, objective, tight=False)
-    lower, upper = np.array(program.rows.lower), np.array(program.rows.upper)
-    equal, below = lower == upper, np.isinf(lower)
-    above = ~equal & ~below
-    fixed = np.zeros(len(program.cost))
-    fixed[-1] = 1.0
-    result = linprog(
-        program.cost,
-        A_ub=vstack([program.matrix[below], -program.matrix[above]]),
-        b_ub=np.concatenate([upper[below], -lower[above]]),
-        A_eq=program.matrix[equal],
-        b_eq=upper[equal],
-        bounds=list(zip(fixed, program.rows.ceiling, strict=True)),
-    )
-    if result.status != 0:
-        return set()
-    position = np.cumsum(below) - 1
-    prices = result.ineqlin.marginals
-    return {quantity for row, quantity in program.rows.budgets if prices[position[row]] < -_PRICE}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from edgekit.types import Precision
 
 Quantity = Literal["latency_ms", "weight_bytes", "memory_bytes", "loss"]
 QUANTITIES: tuple[Quantity, ...] = ("latency_ms", "weight_bytes", "memory_bytes", "loss")
+Cells = Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
+"""Numbers by layer option and one group's option, or by layer option and two groups' options."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +39,75 @@ class PlanningLayer:
 
 
 @dataclass(frozen=True)
+class GroupOption:
+    """One keep count of a channel group, and what removing the other channels adds to the loss."""
+
+    kept: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class PlanningGroup:
+    """A channel group with its options, at least one."""
+
+    name: str
+    options: tuple[GroupOption, ...]
+
+
+@dataclass(frozen=True)
+class ShapeCost:
+    """What ``layer`` (index) costs on top of its option's own amounts, by what one or two channel groups (indices,
+    distinct) keep. A layer may have several; they add up.
+
+    Every table is indexed [layer option][first group's option], with two groups [layer option][first][second].
+    """
+
+    layer: int
+    groups: tuple[int, ...]
+    latency_ms: Cells
+    weight_bytes: Cells
+    memory_bytes: Cells
+
+
+@dataclass(frozen=True)
+class BoundaryPart:
+    """The share of a boundary's cost that shrinks with a channel group (index): milliseconds by the group's option."""
+
+    group: int
+    cost_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Boundary:
-    """``cost_ms`` is paid when two layers (indices) choose different domains. Producer -1 is a model input: float."""
+    """``cost_ms`` and the ``parts`` are paid when two layers (indices) choose different domains. Producer -1 is a model
+    input: float.
+    """
 
     producer: int
     consumer: int
     cost_ms: float
+    parts: tuple[BoundaryPart, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorPart:
+    """The share of a tensor that shrinks with a channel group (index): bytes by the group's option."""
+
+    group: int
+    bytes_full: tuple[int, ...]
+    bytes_small: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class ActivationTensor:
     """Takes ``bytes_small`` when all ``deciders`` (layer indices) chose "int8", else ``bytes_full``; with no deciders
-    it always takes ``bytes_full``.
+    it always takes ``bytes_full``. The ``parts`` come on top, each in the same way.
     """
 
     bytes_full: int
     bytes_small: int
     deciders: tuple[int, ...]
+    parts: tuple[TensorPart, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,6 +119,8 @@ class Problem:
     tensors: tuple[ActivationTensor, ...] = ()
     steps: tuple[tuple[int, ...], ...] = ()
     fixed_latency_ms: float = 0.0
+    groups: tuple[PlanningGroup, ...] = ()
+    shape_costs: tuple[ShapeCost, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,9 +150,10 @@ class Totals:
 
 @dataclass(frozen=True)
 class Solution:
-    """``choice`` holds one option index per layer. ``gap`` is (value - proven lower bound) / value of the objective;
-    it includes what was deliberately given back for the second objective, ``search_gap`` does not. ``binding`` names
-    the limits (fields of ``Limits``) that hold the objective back, ``seconds`` is wall time.
+    """``choice`` holds one option index per layer, ``kept`` one per channel group. ``gap`` is (value - proven lower
+    bound) / value of the objective; it includes what was deliberately given back for the second objective,
+    ``search_gap`` does not. ``binding`` names the limits (fields of ``Limits``) that hold the objective back,
+    ``seconds`` is wall time.
     """
 
     choice: tuple[int, ...]
@@ -105,62 +162,46 @@ class Solution:
     search_gap: float
     binding: tuple[str, ...]
     seconds: float = field(compare=False)
+    kept: tuple[int, ...] = ()
 
 
-def evaluate(problem: Problem, choice: Sequence[int]) -> Totals:
-    """Exact totals of a choice (one option index per layer). The truth that the MILP must equal."""
+def evaluate(problem: Problem, choice: Sequence[int], kept: Sequence[int] = ()) -> Totals:
+    """Exact totals of a choice (one option index per layer) and of what is kept (one per channel group). The truth that
+    the MILP must equal.
+    """
     chosen = [layer.options[index] for layer, index in zip(problem.layers, choice, strict=True)]
+    pruned = [group.options[index] for group, index in zip(problem.groups, kept, strict=True)]
     small = [option.domain == "int8" for option in chosen]
-    crossings = (b.cost_ms for b in problem.boundaries if (b.producer >= 0 and small[b.producer]) != small[b.consumer])
-    sizes = [
-        t.bytes_small if t.deciders and all(small[i] for i in t.deciders) else t.bytes_full for t in problem.tensors
-    ]
+    latencies = [problem.fixed_latency_ms, *(option.latency_ms for option in chosen)]
+    weights = sum(option.weight_bytes for option in chosen)
+    resident = sum(option.memory_bytes for option in chosen)
+    for shape in problem.shape_costs:
+        at = (choice[shape.layer], *(kept[group] for group in shape.groups))
+        latencies.append(cell(shape.latency_ms, at))
+        weights += int(cell(shape.weight_bytes, at))
+        resident += int(cell(shape.memory_bytes, at))
+    for b in problem.boundaries:
+        if (b.producer >= 0 and small[b.producer]) != small[b.consumer]:
+            latencies += (b.cost_ms, *(part.cost_ms[kept[part.group]] for part in b.parts))
+    sizes: list[int] = []
+    for t in problem.tensors:
+        if t.deciders and all(small[i] for i in t.deciders):
+            sizes.append(t.bytes_small + sum(part.bytes_small[kept[part.group]] for part in t.parts))
+        else:
+            sizes.append(t.bytes_full + sum(part.bytes_full[kept[part.group]] for part in t.parts))
     peak = max((sum(sizes[t] for t in set(step)) for step in problem.steps), default=0)
     return Totals(
-        latency_ms=math.fsum((problem.fixed_latency_ms, *(option.latency_ms for option in chosen), *crossings)),
-        weight_bytes=sum(option.weight_bytes for option in chosen),
-        memory_bytes=sum(option.memory_bytes for option in chosen) + peak,
+        latency_ms=math.fsum(latencies),
+        weight_bytes=weights,
+        memory_bytes=resident + peak,
         peak_activation_bytes=peak,
-        loss=math.fsum(option.loss for option in chosen),
+        loss=math.fsum((*(option.loss for option in chosen), *(option.loss for option in pruned))),
     )
 
 
-def validate(problem: Problem, limits: Limits) -> None:
-    """Raise ``ValueError``, naming the layer, for numbers that no cost model may produce."""
-
-    def check(where: str, **values: float) -> None:
-        for name, value in values.items():
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{where}: {name} is {value}; it must be finite and not negative")
-
-    def check_indices(where: str, indices: Iterable[int], low: int, high: int) -> None:
-        for index in indices:
-            if not low <= index < high:
-                raise ValueError(f"{where}: index {index} is outside {low}..{high - 1}")
-
-    count = len(problem.layers)
-    check("problem", fixed_latency_ms=problem.fixed_latency_ms)
-    for layer in problem.layers:
-        if not layer.options:
-            raise ValueError(f"layer {layer.name}: no options")
-        for o in layer.options:
-            where = f"layer {layer.name}, option {o.precision}"
-            sizes = {"weight_bytes": o.weight_bytes, "memory_bytes": o.memory_bytes}
-            check(where, latency_ms=o.latency_ms, loss=o.loss, **sizes)
-            if o.domain not in ("int8", "float"):
-                raise ValueError(f"{where}: domain is {o.domain!r}; it must be 'int8' or 'float'")
-    for i, b in enumerate(problem.boundaries):
-        check_indices(f"boundary {i}", (b.producer,), -1, count)
-        check_indices(f"boundary {i}", (b.consumer,), 0, count)
-        check(f"boundary {i} into layer {problem.layers[b.consumer].name}", cost_ms=b.cost_ms)
-    for i, t in enumerate(problem.tensors):
-        check(f"tensor {i}", bytes_full=t.bytes_full, bytes_small=t.bytes_small)
-        check_indices(f"tensor {i}", t.deciders, 0, count)
-        if t.bytes_small > t.bytes_full:
-            raise ValueError(f"tensor {i}: bytes_small {t.bytes_small} is more than bytes_full {t.bytes_full}")
-    for i, step in enumerate(problem.steps):
-        check_indices(f"step {i}", step, 0, len(problem.tensors))
-    for quantity in QUANTITIES:
-        limit = getattr(limits, quantity)
-        if limit is not None:
-            check("limits", **{quantity: limit})
+def cell(cells: Cells, at: Sequence[int]) -> float:
+    """The number at one option of the layer and of each group."""
+    found: Any = cells
+    for index in at:
+        found = found[index]
+    return float(found)

@@ -7,8 +7,9 @@ import time
 from typing import Literal
 
 from edgekit.errors import EdgekitError, InfeasibleError
-from edgekit.planner.milp import minimise, priced_limits, relative_gap
-from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity, Solution, Totals, evaluate
+from edgekit.planner.milp import minimise, relative_gap, totals_of
+from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity, Solution, Totals
+from edgekit.planner.relaxation import priced_limits
 from edgekit.planner.table import Table, tabulate
 
 LATENCY_WINDOW = 0.005
@@ -16,6 +17,8 @@ LATENCY_WINDOW = 0.005
 so a faster plan inside this window could not be told apart, while its loss could."""
 LOSS_WINDOW = 0.01
 """The same for the best loss (0.04 dB of noise power, below what a calibration set resolves)."""
+_SECOND_GAP = 10
+"""The second objective's gap in gaps of the first, up to its own window: nobody could tell the difference."""
 BINDING_SLACK = 0.01
 """A budget with less than this share of itself left over counts as binding."""
 
@@ -35,7 +38,7 @@ def solve(
     time_limit_s: float = 60.0,
 ) -> Solution:
     """The plan with the lowest objective that keeps all limits, to a proven relative ``gap``; then, within
-    ``LATENCY_WINDOW`` (``LOSS_WINDOW``) of that objective, the plan with the lowest loss (latency).
+    ``LATENCY_WINDOW`` (``LOSS_WINDOW``) of that objective, the plan with the lowest loss (latency), to ten gaps.
 
     ``gap`` is resolved down to about 1e-6. The same input gives the same plan unless ``time_limit_s`` ends the search;
     the reported gap is honest then too. ``binding`` names limits that are used up to ``BINDING_SLACK`` or that carry
@@ -50,9 +53,9 @@ def solve(
     first: Quantity = "latency_ms" if objective == "latency" else "loss"
     second: Quantity = "loss" if objective == "latency" else "latency_ms"
     found = minimise(table, limits, first, gap, deadline)
-    if found.choice is None:
+    if found.picked is None:
         raise _infeasible(table, limits, gap, time_limit_s)
-    choice, totals = found.choice, evaluate(problem, found.choice)
+    picked, totals = found.picked, totals_of(table, found.picked)
     search_gap = relative_gap(getattr(totals, first), found.bound)
     window = LATENCY_WINDOW if objective == "latency" else LOSS_WINDOW
     if getattr(totals, second) > 0:
@@ -60,16 +63,18 @@ def solve(
         own_limit = getattr(limits, first)
         near = limits.with_limit(first, ceiling if own_limit is None else min(ceiling, own_limit))
         near = near.with_limit(second, getattr(totals, second))
-        better = minimise(table, near, second, gap, deadline, incumbent=choice).choice
-        if better is not None and getattr(evaluate(problem, better), second) < getattr(totals, second):
-            choice, totals = better, evaluate(problem, better)
+        coarse = min(_SECOND_GAP * gap, LOSS_WINDOW if second == "loss" else LATENCY_WINDOW)
+        better = minimise(table, near, second, coarse, deadline, incumbent=picked).picked
+        if better is not None and getattr(totals_of(table, better), second) < getattr(totals, second):
+            picked, totals = better, totals_of(table, better)
     return Solution(
-        choice=choice,
+        choice=picked[: len(problem.layers)],
         totals=totals,
         gap=relative_gap(getattr(totals, first), found.bound),
         search_gap=search_gap,
         binding=_binding(table, limits, first, totals),
         seconds=time.monotonic() - started,
+        kept=picked[len(problem.layers) :],
     )
 
 
@@ -99,13 +104,14 @@ def pareto(
             best = minimise(table, within, "loss", gap, started + time_limit_s)
         except EdgekitError:
             break
-        if best.choice is not None:
-            totals = evaluate(problem, best.choice)
+        if best.picked is not None:
+            totals = totals_of(table, best.picked)
             proven = relative_gap(totals.loss, best.bound)
             binding = _binding(table, within, "loss", totals)
-            found.append(Solution(best.choice, totals, proven, proven, binding, time.monotonic() - begun))
+            choice, kept = best.picked[: len(problem.layers)], best.picked[len(problem.layers) :]
+            found.append(Solution(choice, totals, proven, proven, binding, time.monotonic() - begun, kept))
     front: list[Solution] = []
-    for solution in sorted(found, key=lambda s: (s.totals.latency_ms, s.totals.loss, s.choice)):
+    for solution in sorted(found, key=lambda s: (s.totals.latency_ms, s.totals.loss, s.choice, s.kept)):
         if not front or solution.totals.loss < front[-1].totals.loss:
             front.append(solution)
     return tuple(front)
@@ -131,11 +137,11 @@ def _infeasible(table: Table, limits: Limits, gap: float, time_limit_s: float) -
     for quantity in limited:
         for values, others in ((alone, Limits()), (together, limits.with_limit(quantity, None))):
             try:
-                choice = minimise(table, others, quantity, gap, deadline).choice
+                picked = minimise(table, others, quantity, gap, deadline).picked
             except EdgekitError:  # out of time: this figure stays unknown
                 continue
-            if choice is not None:
-                values[quantity] = getattr(evaluate(table.problem, choice), quantity)
+            if picked is not None:
+                values[quantity] = getattr(totals_of(table, picked), quantity)
     impossible = [q for q in limited if q in alone and alone[q] > getattr(limits, q)]
     blamed = impossible or list(together) or limited
     said = [f"{_WORDS[q][0]} {_amount(q, getattr(limits, q))}" for q in blamed]

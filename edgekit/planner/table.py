@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity, validate
+from edgekit.planner.checks import validate
+from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,29 +16,72 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
     Mask = npt.NDArray[np.bool_]
 
-ROUNDING = 1e-9
-"""Relative excess of latency or loss over a budget that is float summation, not a violation. Bytes are exact."""
+SHAPED: tuple[Quantity, ...] = ("latency_ms", "weight_bytes", "memory_bytes")
+"""The quantities that a layer's shape changes; loss is each decision's own."""
+
+
+class Factor(NamedTuple):
+    """Amounts that two or three decisions (nodes) set together, indexed by their options in that order."""
+
+    nodes: tuple[int, ...]
+    amount: dict[Quantity, Floats]
+
+
+class Pair(NamedTuple):
+    """A boundary between layers: what is paid when their domains differ."""
+
+    producer: int
+    consumer: int
+    cost_ms: float
+    parts: dict[int, Floats]  # node of a channel group -> milliseconds by its option
+
+
+class Size(NamedTuple):
+    """A tensor whose bytes change with channel groups, over its least."""
+
+    deciders: tuple[int, ...]
+    extra: float  # bytes added when one of the deciders is not int8
+    small: dict[int, Floats]  # node of a channel group -> bytes over the least by its option, while all are int8
+    extras: dict[int, Floats]  # the same, added when one of the deciders is not int8
+
+    @property
+    def most(self) -> float:
+        """Bytes over the least that it can have."""
+        return self.extra + sum(float((s + self.extras[node]).max()) for node, s in self.small.items())
 
 
 class Step(NamedTuple):
     """One execution step's live activations."""
 
-    least_bytes: int  # with every tensor at its smaller size
-    extra: dict[int, int]  # decider group -> bytes added when one of the group is not int8
+    least_bytes: int  # with every tensor at its smallest
+    extra: dict[int, int]  # set of deciders -> bytes added when one of them is not int8
+    sizes: frozenset[int]  # tensors that change with channel groups too
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """The problem with dominated options and redundant steps removed and model-input boundaries folded into options."""
+    """The problem with dominated options and redundant steps removed, and what does not depend on a choice folded in.
+
+    A *node* is a decision: the layers first, then the channel groups. A column is an option of a node that may be
+    chosen; ``node``, ``option``, ``is_float`` and ``amount`` are indexed by column, in the order of nodes.
+    """
 
     problem: Problem
-    layer: npt.NDArray[np.intp]  # of each column (= option that may be chosen), ascending
+    node: npt.NDArray[np.intp]
     option: npt.NDArray[np.intp]
-    is_float: Mask
-    amount: dict[Quantity, Floats]  # per column; memory_bytes without activations
-    pairs: list[tuple[int, int, float]]  # boundaries between layers: producer, consumer, cost
-    groups: list[tuple[int, ...]]  # distinct sets of deciders
+    is_float: Mask  # of a layer's option
+    amount: dict[Quantity, Floats]  # memory_bytes without activations
+    starts: npt.NDArray[np.intp]  # of each node's columns, and their number
+    factors: list[Factor]
+    pairs: list[Pair]
+    deciders: list[tuple[int, ...]]  # distinct sets of deciders
+    sizes: dict[int, Size]  # by tensor
     steps: list[Step]
+
+    @property
+    def nodes(self) -> int:
+        """How many decisions there are."""
+        return len(self.starts) - 1
 
 
 def tabulate(problem: Problem, limits: Limits) -> Table:
@@ -46,53 +89,231 @@ def tabulate(problem: Problem, limits: Limits) -> Table:
     import numpy as np
 
     validate(problem, limits)
-    into_int8 = [0.0] * len(problem.layers)
-    pairs: dict[tuple[int, int], float] = {}
-    for b in problem.boundaries:
-        if b.producer < 0:
-            into_int8[b.consumer] += b.cost_ms
-        elif b.producer != b.consumer and b.cost_ms > 0:
-            key = (min(b.producer, b.consumer), max(b.producer, b.consumer))
-            pairs[key] = pairs.get(key, 0.0) + b.cost_ms
-    rows: list[tuple[int, int, bool, tuple[float, ...]]] = []
-    for index, layer in enumerate(problem.layers):
-        kept: list[tuple[int, int, bool, tuple[float, ...]]] = []
-        for order, o in enumerate(layer.options):
-            entry = into_int8[index] if o.domain == "int8" else 0.0
-            amounts = (o.latency_ms + entry, float(o.weight_bytes), float(o.memory_bytes), o.loss)
-            kept.append((index, order, o.domain == "float", amounts))
-        rows += [row for row in kept if not any(_dominates(other, row) for other in kept)]
-    groups: dict[frozenset[int], int] = {}
+    layers = len(problem.layers)
+    own, domains = _own_amounts(problem)
+    pairs = _pairs(problem)
+    factors = _factors(problem)
+    kept = _undominated(problem, own, domains, factors, pairs)
+
+    factors = [
+        Factor(f.nodes, {q: a[np.ix_(*(kept[n] for n in f.nodes))] for q, a in f.amount.items()}) for f in factors
+    ]
+    own = {q: [a[k] for a, k in zip(amounts, kept, strict=True)] for q, amounts in own.items()}
+    factors = _merged(factors, own)
+    for pair in pairs.values():
+        for node in list(pair.parts):
+            pair.parts[node] = pair.parts[node][kept[node]]
+    sizes, base = _sizes(problem, kept)
+    distinct: dict[frozenset[int], int] = {}
     steps: list[Step] = []
     for step in _maximal_steps(problem.steps) or [()]:
         least, extra = 0, dict[int, int]()
-        for t in (problem.tensors[i] for i in step):
-            shrinks = bool(t.deciders) and t.bytes_full > t.bytes_small
-            least += t.bytes_small if shrinks else t.bytes_full
-            if shrinks:
-                group = groups.setdefault(frozenset(t.deciders), len(groups))
-                extra[group] = extra.get(group, 0) + t.bytes_full - t.bytes_small
-        steps.append(Step(least, extra))
+        for index in step:
+            tensor, smallest, largest = problem.tensors[index], *base[index]
+            least += smallest
+            if index not in sizes and largest > smallest:
+                which = distinct.setdefault(frozenset(tensor.deciders), len(distinct))
+                extra[which] = extra.get(which, 0) + largest - smallest
+        steps.append(Step(least, extra, frozenset(step) & sizes.keys()))
     floor = max(step.least_bytes for step in steps)
-    steps = [s for s in steps if s.least_bytes == floor or s.least_bytes + sum(s.extra.values()) > floor]
-    table = np.array([row[3] for row in rows], dtype=np.float64).reshape(-1, len(QUANTITIES))
+    steps = [s for s in steps if s.least_bytes == floor or s.least_bytes + most_of(s, sizes) > floor]
+    widths = [len(k) for k in kept]
+    nodes = np.repeat(np.arange(len(widths)), widths)
+    option = np.concatenate([np.empty(0, np.intp), *kept]).astype(np.intp)
     return Table(
         problem=problem,
-        layer=np.array([row[0] for row in rows], dtype=np.intp),
-        option=np.array([row[1] for row in rows], dtype=np.intp),
-        is_float=np.array([row[2] for row in rows], dtype=np.bool_),
-        amount={q: table[:, i] for i, q in enumerate(QUANTITIES)},
-        pairs=[(p, c, cost) for (p, c), cost in sorted(pairs.items())],
-        groups=[tuple(sorted(g)) for g in groups],
+        node=nodes,
+        option=option,
+        is_float=np.array([n < layers and domains[n][o] for n, o in zip(nodes, option, strict=True)], dtype=np.bool_),
+        amount={q: np.concatenate([np.empty(0), *amounts]) for q, amounts in own.items()},
+        starts=np.concatenate([[0], np.cumsum(widths)]).astype(np.intp),
+        factors=factors,
+        pairs=[p for p in (_simple(pair) for _, pair in sorted(pairs.items())) if p.cost_ms > 0 or p.parts],
+        deciders=[tuple(sorted(g)) for g in distinct],
+        sizes=sizes,
         steps=[s for i, s in enumerate(steps) if s not in steps[:i]],
     )
 
 
-def _dominates(one: tuple[int, int, bool, tuple[float, ...]], other: tuple[int, int, bool, tuple[float, ...]]) -> bool:
-    """Same domain and nowhere worse; of two equal options the first stays."""
-    if one is other or one[2] != other[2] or any(a > b for a, b in zip(one[3], other[3], strict=True)):
-        return False
-    return one[3] != other[3] or one[1] < other[1]
+def most_of(step: Step, sizes: dict[int, Size]) -> float:
+    """Bytes over the least that a step can take."""
+    return sum(step.extra.values()) + sum(sizes[t].most for t in step.sizes)
+
+
+def _own_amounts(problem: Problem) -> tuple[dict[Quantity, list[Floats]], list[list[bool]]]:
+    """For each node its options' own amounts, a model input's boundary included; for each layer which are float."""
+    import numpy as np
+
+    into_int8 = [0.0] * len(problem.layers)
+    for b in problem.boundaries:
+        if b.producer < 0:
+            into_int8[b.consumer] += b.cost_ms
+    domains = [[o.domain == "float" for o in layer.options] for layer in problem.layers]
+    own: dict[Quantity, list[Floats]] = {q: [] for q in QUANTITIES}
+    for layer, entry in zip(problem.layers, into_int8, strict=True):
+        own["latency_ms"].append(np.array([o.latency_ms + entry * (o.domain == "int8") for o in layer.options]))
+        own["weight_bytes"].append(np.array([o.weight_bytes for o in layer.options], dtype=np.float64))
+        own["memory_bytes"].append(np.array([o.memory_bytes for o in layer.options], dtype=np.float64))
+        own["loss"].append(np.array([o.loss for o in layer.options], dtype=np.float64))
+    for group in problem.groups:
+        for quantity in SHAPED:
+            own[quantity].append(np.zeros(len(group.options)))
+        own["loss"].append(np.array([o.loss for o in group.options], dtype=np.float64))
+    return own, domains
+
+
+def _pairs(problem: Problem) -> dict[tuple[int, int], Pair]:
+    """Boundaries between two layers, those between the same two added up."""
+    import numpy as np
+
+    pairs: dict[tuple[int, int], Pair] = {}
+    for b in problem.boundaries:
+        if b.producer < 0 or b.producer == b.consumer:
+            continue
+        key = (min(b.producer, b.consumer), max(b.producer, b.consumer))
+        old = pairs.get(key, Pair(*key, 0.0, {}))
+        parts = dict(old.parts)
+        for part in b.parts:
+            node = len(problem.layers) + part.group
+            parts[node] = parts.get(node, 0.0) + np.array(part.cost_ms, dtype=np.float64)
+        pairs[key] = Pair(*key, old.cost_ms + b.cost_ms, parts)
+    return pairs
+
+
+def _simple(pair: Pair) -> Pair:
+    """What every option of a group pays is paid by the boundary itself."""
+    cost, parts = pair.cost_ms, dict[int, "Floats"]()
+    for node, costs in pair.parts.items():
+        least = float(costs.min())
+        cost += least
+        if costs.max() > least:
+            parts[node] = costs - least
+    return Pair(pair.producer, pair.consumer, cost, parts)
+
+
+def _factors(problem: Problem) -> list[Factor]:
+    """Shape costs and the boundaries from model inputs that change with a channel group."""
+    import numpy as np
+
+    layers = len(problem.layers)
+    factors = [
+        Factor(
+            (shape.layer, *(layers + g for g in shape.groups)),
+            {q: np.array(getattr(shape, q), dtype=np.float64) for q in SHAPED},
+        )
+        for shape in problem.shape_costs
+    ]
+    for b in problem.boundaries:
+        for part in b.parts if b.producer < 0 else ():
+            is_int8 = np.array([o.domain == "int8" for o in problem.layers[b.consumer].options])
+            latency = np.outer(is_int8, part.cost_ms)
+            amount: dict[Quantity, Floats] = {q: np.zeros_like(latency) for q in SHAPED}
+            factors.append(Factor((b.consumer, layers + part.group), amount | {"latency_ms": latency}))
+    return factors
+
+
+def _undominated(
+    problem: Problem,
+    own: dict[Quantity, list[Floats]],
+    domains: list[list[bool]],
+    factors: list[Factor],
+    pairs: dict[tuple[int, int], Pair],
+) -> list[npt.NDArray[np.intp]]:
+    """For each node the options that are not dominated: by one of the same domain that is nowhere worse, whatever the
+    other nodes choose. Of two equal options the first stays.
+    """
+    import numpy as np
+
+    layers = len(problem.layers)
+    rows: list[list[Floats]] = [[np.array([a[n] for a in own.values()]).T] for n in range(len(own["loss"]))]
+    for factor in factors:
+        for axis, node in enumerate(factor.nodes):
+            for amounts in factor.amount.values():
+                rows[node].append(np.moveaxis(amounts, axis, 0).reshape(amounts.shape[axis], -1))
+    for pair in pairs.values():
+        for node, costs in pair.parts.items():
+            rows[node].append(costs[:, None])
+    for tensor in problem.tensors:
+        for part in tensor.parts:
+            rows[layers + part.group].append(np.array([part.bytes_full, part.bytes_small], dtype=np.float64).T)
+    kept = []
+    for node, pieces in enumerate(rows):
+        amounts = np.concatenate(pieces, axis=1)
+        no_worse = (amounts[:, None, :] <= amounts[None, :, :]).all(axis=2)  # [one][other]
+        order = np.arange(len(amounts))
+        dominates = no_worse & (~no_worse.T | (order[:, None] < order[None, :]))
+        if node < layers:
+            domain = np.array(domains[node])
+            dominates &= domain[:, None] == domain[None, :]
+        kept.append(np.flatnonzero(~dominates.any(axis=0)))
+    return kept
+
+
+def _merged(factors: list[Factor], own: dict[Quantity, list[Floats]]) -> list[Factor]:
+    """Fewer and fuller factors: decisions with one option left go, one within another is added to it, and a node's own
+    amounts go to its first factor. What is left with one node is added to ``own``.
+    """
+    import numpy as np
+
+    loose = sorted(
+        (Factor(tuple(n for n in f.nodes if len(own["loss"][n]) > 1) or f.nodes[:1], f.amount) for f in factors),
+        key=lambda f: -len(f.nodes),
+    )
+    found: dict[tuple[int, ...], dict[Quantity, Floats]] = {}
+    holders: dict[int, list[tuple[int, ...]]] = {}
+    for nodes, amount in loose:
+        shape = tuple(len(own["loss"][n]) for n in nodes)
+        if len(nodes) == 1 and nodes[0] not in holders:
+            for quantity, amounts in amount.items():
+                own[quantity][nodes[0]] = own[quantity][nodes[0]] + amounts.reshape(shape)
+            continue
+        home = next((h for h in holders.get(nodes[0], ()) if set(nodes) <= set(h)), None)
+        if home is None:
+            found[nodes] = {q: amounts.reshape(shape) for q, amounts in amount.items()}
+            for node in nodes:
+                holders.setdefault(node, []).append(nodes)
+            continue
+        axes = [home.index(n) for n in nodes]
+        for quantity, amounts in amount.items():
+            ordered = np.transpose(amounts.reshape(shape), np.argsort(axes))
+            wide = [shape[axes.index(i)] if i in axes else 1 for i in range(len(home))]
+            found[home][quantity] = found[home][quantity] + ordered.reshape(wide)
+    for node, homes in holders.items():
+        wide = [len(own["loss"][node]) if n == node else 1 for n in homes[0]]
+        for quantity in SHAPED:
+            found[homes[0]][quantity] = found[homes[0]][quantity] + own[quantity][node].reshape(wide)
+            own[quantity][node] = np.zeros_like(own[quantity][node])
+    return [Factor(nodes, amount) for nodes, amount in found.items()]
+
+
+def _sizes(problem: Problem, kept: list[npt.NDArray[np.intp]]) -> tuple[dict[int, Size], list[tuple[int, int]]]:
+    """Tensors that change with a group, and each tensor's smallest bytes, with what it has instead when it is large."""
+    import numpy as np
+
+    layers = len(problem.layers)
+    sizes: dict[int, Size] = {}
+    base: list[tuple[int, int]] = []
+    for index, t in enumerate(problem.tensors):
+        smallest, extra = (t.bytes_small, t.bytes_full - t.bytes_small) if t.deciders else (t.bytes_full, 0)
+        small: dict[int, Floats] = {}
+        extras: dict[int, Floats] = {}
+        for part in t.parts:
+            node = layers + part.group
+            full = np.array(part.bytes_full, dtype=np.float64)[kept[node]]
+            low = np.array(part.bytes_small, dtype=np.float64)[kept[node]] if t.deciders else full
+            small[node] = small.get(node, 0.0) + low
+            extras[node] = extras.get(node, 0.0) + full - low
+        for node in list(small):
+            lowest, least_extra = float(small[node].min()), float(extras[node].min())
+            smallest, extra = smallest + int(lowest), extra + int(least_extra)
+            small[node], extras[node] = small[node] - lowest, extras[node] - least_extra
+            if not small[node].any() and not extras[node].any():
+                del small[node], extras[node]
+        if small:
+            changes = extra > 0 or any(e.any() for e in extras.values())
+            sizes[index] = Size(tuple(sorted(set(t.deciders))) if changes else (), extra, small, extras)
+        base.append((smallest, smallest + extra))
+    return sizes, base
 
 
 def _maximal_steps(steps: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
@@ -107,46 +328,3 @@ def _maximal_steps(steps: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
             for t in step:
                 holders.setdefault(t, []).append(step)
     return [tuple(sorted(step)) for step in kept]
-
-
-def slack_of(limits: Limits, quantity: Quantity, total: float) -> float | None:
-    """What a budget leaves over a total: None when there is no budget, negative when it is broken."""
-    limit = getattr(limits, quantity)
-    if limit is None:
-        return None
-    rounding = ROUNDING * limit if quantity in ("latency_ms", "loss") else 0.0
-    return float(limit - total + rounding)
-
-
-def least_of(table: Table, mask: Mask) -> tuple[dict[Quantity, Floats], dict[Quantity, float]]:
-    """Per quantity: each layer's least amount among the options in ``mask``, and the least conceivable total."""
-    import numpy as np
-
-    starts = np.searchsorted(table.layer[mask], np.arange(len(table.problem.layers)))
-    lows = {q: np.minimum.reduceat(a[mask], starts) if len(starts) else a[:0] for q, a in table.amount.items()}
-    totals = {q: math.fsum(low) for q, low in lows.items()}
-    totals["latency_ms"] += table.problem.fixed_latency_ms
-    totals["memory_bytes"] += max(step.least_bytes for step in table.steps)
-    return lows, totals
-
-
-def usable_of(table: Table, limits: Limits) -> Mask | None:
-    """Options that do not overrun a budget even when every other layer takes its least; None when no plan is left."""
-    import numpy as np
-
-    mask = np.ones(len(table.layer), dtype=np.bool_)
-    while True:
-        lows, totals = least_of(table, mask)
-        keep = mask.copy()
-        for quantity in QUANTITIES:
-            slack = slack_of(limits, quantity, totals[quantity])
-            if slack is None:
-                continue
-            if slack < 0:
-                return None
-            keep &= table.amount[quantity] - lows[quantity][table.layer] <= slack
-        if len(np.unique(table.layer[keep])) < len(table.problem.layers):
-            return None
-        if (keep == mask).all():
-            return mask
-        mask = keep

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.reporting import figures, verdict, wording
+from edgekit.reporting import channels, figures, front, verdict, wording
 from edgekit.results import DeployResult, LayerDetail
 from edgekit.types import Precision
 
@@ -97,6 +97,7 @@ def render(result: DeployResult) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    share = verdict.is_share(verdict.float_candidate(result).metric)
     pictures = [figures.latency(result), figures.metric(result), figures.size(result)]
     text = environment.get_template("template.html.j2").render(
         result=result,
@@ -112,17 +113,22 @@ def render(result: DeployResult) -> str:
         ships_in={row.name: row.precision.value for row in result.layers},
         dropped=dropped_options(result),
         expected=expected(result),
+        channels=channels.summary(result.groups),
+        groups=channels.group_rows(result.groups, _common_prefix([row.name for row in result.layers])),
+        fixed=channels.fixed_rows(result.fixed),
+        prices=channels.prices(result.prices, share),
+        losses=channels.has_losses(result.rounds),
         limits=", ".join(sorted({_LIMITS.get(name, name) for name in result.plan.binding})),
         pictures=[Markup(picture) for picture in pictures],  # noqa: S704 - made by figures.py, which escapes texts
-        pareto=Markup(figures.pareto(result)),  # noqa: S704
+        pareto=Markup(front.pareto(result)),  # noqa: S704
         points=sorted(result.pareto, key=lambda point: point.latency_ms),
-        shipped_point=figures.shipped_point(result),
+        shipped_point=front.shipped_point(result),
         finite=lambda value: value is not None and math.isfinite(value),
         metric_value=lambda value: verdict.metric_values(result, value),
-        drop=lambda value: wording.drop(value, verdict.is_share(verdict.float_candidate(result).metric)),
+        drop=lambda value: wording.drop(value, share),
         budget_text=budget_text(result),
         wording=wording,
-        snr=lambda point: wording.decibel(figures.snr_db(point)),
+        snr=lambda point: wording.decibel(front.snr_db(point)),
     )
     return text.encode("utf-8", "replace").decode()  # file names need not be valid text
 
@@ -240,7 +246,7 @@ def _layer_row(number: int, row: LayerDetail, scale: _Scale) -> LayerRow:
         width=round(100 * _chosen_ms(row) / scale.total_ms, 2),
         op_type=row.op_type,
         precision=row.precision.value,
-        keep="" if row.keep >= 1 else f"{100 * row.keep:.0f} %",
+        keep="" if row.keep >= 1 else wording.share(row.keep),
         macs=wording.count(row.macs),
         size=wording.size(row.weight_bytes),
         float_share=_share(reference or 0.0, 0.0, scale.slowest_ms),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from edgekit.reporting import channels, wording
+from edgekit.reporting.verdict import is_share
 from edgekit.reporting.wording import plain
 from edgekit.types import Figure, Kind
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from edgekit.inspection import Inspection
     from edgekit.outcome import PlanResult
     from edgekit.prediction import PredictedCost
+    from edgekit.results import Round
 
 MOST_ROWS = 40
 
@@ -91,6 +94,16 @@ def print_inspection(found: Inspection, console: Console) -> None:
         options = [" ".join(precision.value for precision in layer.options)] if optional else []
         add(rows, layer.name, layer.op_type, count(layer.macs), f"{count(layer.weight_bytes)}B", *options)
     console.print(rows)
+    if found.groups:
+        total = sum(group.channels for group in found.groups)
+        say(console, f"\n{len(found.groups)} channel groups, {total} channels that can go:")
+        rows = table(("group", "channels", "made by", "read by"), ("channels",))
+        for group in found.groups:
+            names = (channels.few(group.producers), channels.few(group.consumers))
+            add(rows, group.name, str(group.channels), *names)
+        console.print(rows)
+    for row in channels.fixed_rows(found.fixed):
+        say(console, f"cannot be pruned: {safe(channels.few(row.layers))}: {safe(row.reason)}")
 
 
 def print_targets(targets: Iterable[Target], console: Console) -> None:
@@ -160,7 +173,66 @@ def print_plan(found: PlanResult, console: Console) -> None:
     for option in found.options_dropped:
         if option.scope == "model":
             say(console, f"dropped  {safe(option.option)}: {safe(option.reason)}")
-    rows = table(("layer", "operator", "precision", "ms", "loss dB", "why"), ("ms", "loss dB"))
+    _print_channels(found, console)
+    share = is_share(found.metric)
+    for number, text in enumerate(channels.prices(found.prices, share)):
+        say(console, f"{'' if number else 'price':<9}{safe(text)}")
+    if found.rounds:
+        say(console, "")
+        print_rounds(found.rounds, found.metric.name, share, console)
+    say(console, "")
+    _print_layers(found, console)
+    for warning in found.warnings:
+        say(console, f"[yellow]warning[/] {safe(warning)}")
+
+
+def print_rounds(rounds: Sequence[Round], metric: str, share: bool, console: Console) -> None:
+    """What each round of refinement did, and how far prediction and measurement then were apart."""
+    losses = channels.has_losses(rounds)
+    numbers = ("ms", *(("SNR dB",) if losses else ()), metric)
+    rows = table(("round", "what was done", *numbers), ("round", *numbers))
+    for row in rounds:
+        times = _promised(row.predicted_ms, row.measured_ms, wording.bare_ms)
+        noises = _promised(row.predicted_loss, row.measured_loss, lambda one: wording.snr_db(one).removesuffix(" dB"))
+        level = "–" if row.metric is None else wording.level(row.metric, share)
+        add(rows, str(row.round), row.action, times, *((noises,) if losses else ()), level)
+    console.print(rows)
+    say(console, "[dim]predicted → measured[/]")
+
+
+def _promised(predicted: float | None, measured: float | None, said: Callable[[float], str]) -> str:
+    return " → ".join("–" if value is None else said(value) for value in (predicted, measured))
+
+
+def _print_channels(found: PlanResult, console: Console) -> None:
+    """The channel groups that had a choice, why the others had none, and the layers that cannot be pruned."""
+    groups = channels.group_rows(found.groups)
+    if groups:
+        say(console, f"pruning  {channels.summary(found.groups)}")
+    offered = {group.name for group in found.groups if group.options or group.kept < group.channels}
+    if chosen := [row for row in groups if row.name in offered]:
+        say(console, "")
+        numbers = ("channels", "makers", "readers", "saves ms", "loss dB")
+        rows = table(("channel group", *numbers, "why"), numbers)
+        for row in chosen:
+            kept = f"{row.channels} → {row.kept}" if row.pruned else str(row.channels)
+            noise = row.noise.removesuffix(" dB")
+            add(rows, row.name, kept, str(row.makers), str(row.readers), row.saves, noise, row.reason)
+        console.print(rows)
+        say(console, "[dim]named after their first layer; makers and readers: layers that lose outputs and inputs[/]")
+        say(console, "")
+    for reason, number in Counter(group.reason for group in found.groups if group.name not in offered).most_common():
+        say(console, f"whole    {number} group{'' if number == 1 else 's'}: {safe(reason or 'not offered')}")
+    for fixed in channels.fixed_rows(found.fixed):
+        number = len(fixed.layers)
+        say(console, f"fixed    {number} layer{'' if number == 1 else 's'} cannot be pruned: {safe(fixed.reason)}")
+
+
+def _print_layers(found: PlanResult, console: Console) -> None:
+    """What was decided for each layer, and why; the share of its channels only where some are gone."""
+    pruned = any(layer.keep < 1 for layer in found.layers)
+    numbers = (*(("keep",) if pruned else ()), "ms", "loss dB")
+    rows = table(("layer", "operator", "precision", *numbers, "why"), numbers)
     for layer in found.layers:
         loss = layer.loss[layer.precision]
         add(
@@ -168,13 +240,12 @@ def print_plan(found: PlanResult, console: Console) -> None:
             layer.name,
             layer.op_type,
             layer.precision.value,
+            *((wording.share(layer.keep) if layer.keep < 1 else "",) if pruned else ()),
             f"{layer.latency_ms[layer.precision]:.4f}",
             f"{_decibel(loss):.0f}" if loss > 0 else "-",
             layer.reason,
         )
     console.print(rows)
-    for warning in found.warnings:
-        say(console, f"[yellow]warning[/] {safe(warning)}")
 
 
 def print_bench(found: BenchResult, console: Console) -> None:

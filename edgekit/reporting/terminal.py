@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from edgekit.reporting import verdict, wording
+from edgekit.reporting import channels, verdict, wording
 from edgekit.reporting.tables import add, safe, say, table
 
 if TYPE_CHECKING:
@@ -50,11 +50,22 @@ def print_summary(result: DeployResult, console: Console) -> None:
     if kept is not None and noise is not None:
         said = f"  most sensitive, {wording.noise_db(noise)} noise in int8, kept in {kept.precision.value}: "
         line(safe(said + _tail(kept.name, console.width - len(said))))
+    if removed := channels.summary(result.groups):
+        line(f"  {removed}")
     if result.prediction is not None:
         line(
             f"  plan's latency: predicted {wording.ms(result.prediction.predicted_ms)}, measured "
             f"{wording.ms(result.prediction.measured_ms)} ({wording.percent(result.prediction.error)})"
         )
+    measured = [row for row in result.rounds if row.predicted_loss is not None and row.measured_loss is not None]
+    if measured:
+        last, rounds = measured[-1], len(result.rounds)
+        line(
+            f"  {rounds} round{'' if rounds == 1 else 's'}: output SNR predicted "
+            f"{wording.snr_db(last.predicted_loss or 0.0)}, measured {wording.snr_db(last.measured_loss or 0.0)}"
+        )
+    for text in channels.prices(result.prices, verdict.is_share(verdict.float_candidate(result).metric)):
+        line(f"  {safe(text)}")
     for option in result.options_dropped:
         if option.scope == "model":
             line(f"  dropped {safe(option.option)}: {safe(option.reason)}")

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+from dataclasses import replace
 
 from edgekit import results as r
 from edgekit.types import (
@@ -10,6 +11,7 @@ from edgekit.types import (
     Candidate,
     Conformance,
     Figure,
+    GroupChoice,
     Kind,
     Latency,
     LayerChoice,
@@ -155,4 +157,53 @@ def sample_result(layers: tuple[r.LayerDetail, ...] | None = None) -> r.DeployRe
         bundle="out/ocr",
         versions={"edgekit": "0.1.0", "openvino": "2026.4.1", "onnx": "1.23.0", "numpy": "2.4.6"},
         warnings=("the frequency governor could not be read: latencies may drift",),
+    )
+
+
+def group_rows(layers: tuple[r.LayerDetail, ...]) -> tuple[r.GroupDetail, ...]:
+    """One group for each thing that can happen to it: pruned, pruned, offered and kept whole, not offered."""
+    names = [row.name for row in layers]
+    return (
+        r.GroupDetail(
+            names[0], 32, 24, (names[0], names[1]), (names[2],),
+            (r.GroupOptionDetail(24, 2.1e-4, 0.21), r.GroupOptionDetail(16, 3.4e-3, 0.36)),
+        ),
+        r.GroupDetail(
+            names[2], 128, 96, (names[2], names[3]), (names[4], names[6], names[8]),
+            (r.GroupOptionDetail(112, 1.5e-4, 0.18), r.GroupOptionDetail(96, 6.3e-4, 0.40)),
+        ),
+        r.GroupDetail(
+            names[6], 64, 64, (names[6],), (names[8],),
+            (r.GroupOptionDetail(48, 0.021, 0.09),), "pruning costs accuracy",
+        ),
+        r.GroupDetail(names[10], 48, 48, (names[10],), (names[12],), (), "no ratio saves time on this device"),
+    )  # fmt: skip
+
+
+def pruned_result() -> r.DeployResult:
+    """The same deployment where channels were planned too: groups, layers that cannot be pruned, prices, losses."""
+    groups = group_rows(layer_rows())
+    keep = {name: group.kept / group.channels for group in groups for name in group.producers}
+    sample = sample_result(tuple(replace(row, keep=keep.get(row.name, 1.0)) for row in layer_rows()))
+    choices = tuple(GroupChoice(group.name, group.channels, group.kept) for group in groups if group.options)
+    removed = {38: 40, 40: 24, 42: 16}
+    return replace(
+        sample,
+        plan=replace(sample.plan, groups=choices),
+        pareto=tuple(replace(point, pruned_channels=removed.get(point.int8_layers, 0)) for point in sample.pareto),
+        rounds=(
+            r.Round(1, "planned within the budget", 8.85, 8.99, 0.917, 0.0102, 0.0171),
+            r.Round(2, "tables corrected by what 3 plans measured", 9.05, 9.31, 0.927, 0.0131, 0.0138),
+        ),
+        groups=groups,
+        fixed=(
+            r.FixedDetail(sample.layers[-1].name, "they are the model output 'y'"),
+            r.FixedDetail(sample.layers[30].name, "Softmax 'attention' mixes them"),
+            r.FixedDetail(sample.layers[32].name, "Softmax 'attention' mixes them"),
+        ),
+        prices=(
+            r.Price("latency", 1.0, "loss", 0.0131, 0.0105),
+            r.Price("size", 1e6, "latency_ms", 9.05, 8.74),
+            r.Price("memory", 1e6, "latency_ms", 9.05, 9.05),
+        ),
     )

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgekit import results
-from edgekit.reporting import figures, html
+from edgekit.reporting import front, html
 from edgekit.types import Budget, Conformance, Figure, Kind, Mismatch, Precision
 from tests.reporting.sample_result import layer_rows, sample_result
 
@@ -354,7 +354,7 @@ def test_layers_with_odd_numbers(odd: float) -> None:
     broken = replace(rows[0], loss={Precision.INT8: odd}, latency_ms={Precision.FP32: odd})
     empty = replace(rows[1], loss={}, latency_ms={}, macs=0, weight_bytes=0, keep=0.75)
     made = page(sample_result((broken, empty, *rows[2:])))
-    assert "75 % of channels" in made.words
+    assert "fp32 75 %" in made.words or "int8 75 %" in made.words
     widths = [
         float(width)
         for tag, attributes in made.tags
@@ -383,7 +383,7 @@ def test_pareto_labels_do_not_cover_each_other() -> None:
     point = replace(sample.pareto[0], metric=0.9, kind=Kind.MEASURED)
     crowd = tuple(replace(point, latency_ms=9 + n / 50, loss=0.02 - n / 5000, int8_layers=30 + n) for n in range(12))
     far = replace(point, latency_ms=40.0, loss=1e-9, int8_layers=0)
-    text = figures.pareto(replace(sample, pareto=(*crowd, far)))
+    text = front.pareto(replace(sample, pareto=(*crowd, far)))
     places = re.findall(r'<text[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>\d+ int8, 90.0 %', text)
     assert 3 <= len(places) < 13  # the nearest that fit; the table has all
     assert "38 int8" in text  # what ships comes first

@@ -23,8 +23,9 @@ from edgekit.outcome import PlanResult
 from edgekit.prediction import Evidence, LayerCost, PredictedCost
 from edgekit.reporting import tables
 from edgekit.types import Figure, Kind, Latency, Precision
-from tests.reporting.sample_result import sample_result
+from tests.reporting.sample_result import pruned_result, sample_result
 
+GOLDEN = Path(__file__).parent / "golden/plan.txt"
 HOSTILE = ("[red]x[/red]", "[/]", ":warning:", "a\x1b[2Jb", "x\\")
 
 
@@ -55,6 +56,30 @@ def plan_result(name: str = "") -> PlanResult:
         options_dropped=sample.options_dropped,
         pareto=sample.pareto,
         warnings=(f"a warning{name}",),
+    )
+
+
+def pruned_plan_result(name: str = "") -> PlanResult:
+    sample = pruned_result()
+    groups = tuple(
+        replace(
+            group,
+            name=group.name + name,
+            reason=group.reason + name,
+            producers=tuple(layer + name for layer in group.producers),
+            consumers=tuple(layer + name for layer in group.consumers),
+        )
+        for group in sample.groups
+    )
+    return replace(
+        plan_result(name),
+        plan=sample.plan,
+        layers=tuple(replace(row, name=row.name + name) for row in sample.layers),
+        pareto=sample.pareto,
+        groups=groups,
+        fixed=tuple(replace(one, reason=one.reason + name) for one in sample.fixed),
+        prices=sample.prices,
+        rounds=tuple(replace(row, action=row.action + name) for row in sample.rounds),
     )
 
 
@@ -164,6 +189,19 @@ def test_plan_says_what_was_decided_and_why() -> None:
     assert "int8 costs accuracy" in text
 
 
+def test_plan_of_channels_is_the_one_that_was_seen_to_read_well() -> None:
+    """What a change of wording does to it is looked at, then ``golden/plan.txt`` is written anew."""
+    short = replace(pruned_plan_result(), layers=pruned_plan_result().layers[:6])
+    text = printed(tables.print_plan, short, width=100)
+    assert [line.rstrip() for line in text.splitlines()] == GOLDEN.read_text().splitlines()
+
+
+def test_plan_without_channels_does_not_speak_of_them() -> None:
+    text = printed(tables.print_plan, plan_result(), width=140)
+    for word in ("channel", "pruning", "keep", "fixed", "price", "round"):
+        assert word not in text
+
+
 def test_plan_without_losses_or_with_odd_ones() -> None:
     found = plan_result()
     rows = tuple(
@@ -185,6 +223,7 @@ def test_bench_says_how_it_was_measured() -> None:
 SHOWN: tuple[tuple[Callable[..., None], Callable[[str], Any]], ...] = (
     (tables.print_inspection, inspection),
     (tables.print_plan, plan_result),
+    (tables.print_plan, pruned_plan_result),
     (tables.print_prediction, lambda name: prediction(5, name)),
     (tables.print_bench, bench),
 )

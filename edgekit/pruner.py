@@ -1,0 +1,137 @@
+"""A job's channel groups at work: which channels go first, what that loses, and the smaller graphs, each kept in the
+cache under the digest of what it depends on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekit import cache
+from edgekit.compress.grams import collect_grams
+from edgekit.compress.importance import Method, kept_units, ranking
+from edgekit.compress.prune import prune
+from edgekit.compress.reconstruct import reconstruct, reconstruct_alone
+from edgekit.graph import Graph, to_bytes
+from edgekit.graph.channels import Channels, find_channels
+from edgekit.graph.load import reread
+from edgekit.graph.sizes import Sizes, sizes_of
+from edgekit.recipes.samples import Dataset, spread
+from edgekit.sensitivity import losses_of
+
+if TYPE_CHECKING:
+    from edgekit.compress.grams import Gram
+    from edgekit.job import Job
+
+IMPORTANCE: Method = "activation"
+# Enough positions for the moments of any layer here; more samples would refine what damping blurs anyway.
+MOMENT_SAMPLES = 32
+SENSITIVITY_SAMPLES = 16
+# Raised when the meaning of a cached entry changes.
+_VERSION = 1
+
+# A channel group's name and how many of its channels stay.
+Kept = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """Prunes the graph of one job. ``graph_key`` is the digest of that graph."""
+
+    job: Job
+    graph_key: str
+
+    @cached_property
+    def channels(self) -> Channels:
+        """The channel groups of the graph."""
+        with self.job.progress.stage("find channel groups"):
+            return find_channels(self.job.graph)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """The graph's sizes as polynomials in the kept counts."""
+        return sizes_of(self.job.graph, self.channels)
+
+    @cached_property
+    def _samples(self) -> Dataset:
+        return spread(self.job.data.calibration, MOMENT_SAMPLES)
+
+    @cached_property
+    def _grams(self) -> dict[str, Gram]:
+        names = [layer.name for layer in self.job.graph.layers]
+        with self.job.progress.stage("observe moments", len(self._samples)) as advance:
+            return collect_grams(
+                self.job.graph, names, self._samples, lambda _done, _total: advance(), self.job.device.threads
+            )
+
+    def _key(self, **parts: object) -> str:
+        data = self.job.data.calibration.digest
+        return cache.key(version=_VERSION, graph=self.graph_key, data=data, importance=IMPORTANCE, **parts)
+
+    @cached_property
+    def _order(self) -> dict[str, np.ndarray]:
+        """Group -> its units, the least important first."""
+        key = self._key()
+        stored = cache.read_arrays("removal-order", key)
+        if stored is None:
+            grams = self._grams
+            with self.job.progress.stage("rank channels"):
+                stored = dict(ranking(IMPORTANCE, self.job.graph, self.channels, grams))
+            cache.write_arrays("removal-order", key, stored)
+        return stored
+
+    def units(self, kept: Mapping[str, int]) -> dict[str, np.ndarray]:
+        """Group -> the units that stay, for groups that keep only so many."""
+        return kept_units(self._order, kept)
+
+    def cut(self, kept: Mapping[str, int]) -> Graph:
+        """The smaller graph with its weights as they were: enough to measure how long it takes."""
+        return prune(self.job.graph, self.channels, self.units(kept))
+
+    def pruned(self, kept: Mapping[str, int]) -> Graph:
+        """The smaller graph, its layers re-solved on the calibration samples."""
+        if not kept:
+            return self.job.graph
+        key = self._key(kept=dict(kept), samples=self._samples.digest)
+
+        def write(folder: Path) -> None:
+            units = self.units(kept)
+            removed = sum(group.channels - kept.get(group.name, group.channels) for group in self.channels.groups)
+            with self.job.progress.stage(f"remove {removed} channels and re-solve", len(self.job.graph.layers)) as step:
+                smaller = reconstruct(
+                    self.job.graph, self.channels, units, self._samples, lambda _name: step(), self.job.device.threads
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "model.onnx").write_bytes(to_bytes(smaller.model))
+
+        folder = cache.folder("pruned", key, write)
+        return reread((folder / "model.onnx").read_bytes(), self.job.graph)
+
+    def losses(self, options: Sequence[Kept]) -> dict[Kept, float]:
+        """The noise power at the model's output when one group alone keeps so many channels and what reads it is
+        re-solved; each is kept as soon as it is known.
+        """
+        samples = spread(self.job.data.calibration, SENSITIVITY_SAMPLES)
+        keys = {o: self._key(group=o[0], kept=o[1], samples=samples.digest) for o in options}
+        known = {o: float(found) for o in options if (found := cache.read_json("losses", keys[o])) is not None}
+        missing = [option for option in options if option not in known]
+        if missing:
+            grams, units = self._grams, {option: self.units(dict([option])) for option in missing}
+
+            def model_of(option: Kept) -> bytes:
+                return to_bytes(reconstruct_alone(self.job.graph, self.channels, units[option], grams).model)
+
+            with self.job.progress.stage("sensitivity of channel groups", len(missing)) as advance:
+
+                def keep(option: Kept, loss: float) -> None:
+                    cache.write_json("losses", keys[option], loss)
+                    advance()
+
+                known |= losses_of(self.job.graph, model_of, missing, samples, os.cpu_count() or 1, keep)
+        return {option: known[option] for option in options}

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgekit.backends import openvino
+from edgekit.cost.shapes import ShapeTable
+from edgekit.cost.table import CostTable
+from edgekit.formulate import Planning, formulate
+from edgekit.graph.channels import find_channels
+from edgekit.graph.sizes import sizes_of
+from edgekit.planner import Limits, Solution, evaluate, solve
+from edgekit.pruning import PruningTables
+from edgekit.refinement import Realised, agrees, corrected, round_of
+from edgekit.types import Plan, Precision
+from tests.quantized import case
+
+FP32, INT8 = Precision.FP32, Precision.INT8
+
+
+@pytest.fixture(scope="module")
+def planning() -> Planning:
+    graph = case("conv_net").graph
+    channels = find_channels(graph)
+    latency = {layer.name: {FP32: 1.0, INT8: 0.5} for layer in graph.layers}
+    losses = {layer.name: {FP32: 0.0, INT8: 1e-3} for layer in graph.layers}
+    table = CostTable(FP32, dict.fromkeys(latency, FP32), latency, {FP32: 5.0, INT8: 2.5}, 0.0, 0.1, "planted")
+    lost = {group.name: {group.channels: 0.0, group.channels // 2: 1e-2} for group in channels.groups}
+    pruning = PruningTables(channels, sizes_of(graph, channels), ShapeTable({}), lost, {})
+    return formulate(graph, table, losses, openvino.runtime_weight_bits, pruning=pruning)
+
+
+def everything_pruned(planning: Planning) -> Plan:
+    choice = (0,) * len(planning.problem.layers)
+    kept = (1,) * len(planning.problem.groups)
+    totals = evaluate(planning.problem, choice, kept)
+    return planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0, kept))
+
+
+def realised(planning: Planning, plan: Plan, slower: float, noisier: float) -> Realised:
+    """What the plan promises, times a factor."""
+    pruning = planning.pruning
+    assert pruning is not None
+    kept = pruning.kept(plan.kept())
+    times = {c.name: pruning.latency_ms(planning.table, c.name, c.precision).at(kept) * slower for c in plan.layers}
+    return Realised(sum(times.values()), times, plan.predicted.loss * noisier, 0.9)
+
+
+def test_a_promise_that_holds_changes_nothing(planning: Planning) -> None:
+    plan = everything_pruned(planning)
+    found = realised(planning, plan, 1.0, 1.0)
+    assert agrees(plan, found, 0.1)
+    assert corrected(planning, plan, found).factor == pytest.approx(dict.fromkeys(planning.pruning.losses, 1.0))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("slower", "noisier"), [(1.4, 1.0), (2.0, 1.5), (1.0, 3.0)])
+def test_what_was_seen_is_what_is_promised_next(planning: Planning, slower: float, noisier: float) -> None:
+    plan = everything_pruned(planning)
+    found = realised(planning, plan, slower, noisier)
+    assert not agrees(plan, found, 0.1)
+    pruning = corrected(planning, plan, found)
+    # One profile is fitted beside what a whole model takes: several say what one alone cannot.
+    for _ in range(3):
+        pruning = corrected(replace(planning, pruning=pruning), plan, found)
+        pruning = replace(pruning, factor=corrected(planning, plan, found).factor)
+    again = formulate(planning.graph, planning.table, planning.losses, openvino.runtime_weight_bits, pruning=pruning)
+    kept = (1,) * len(again.problem.groups)
+    totals = evaluate(again.problem, (0,) * len(again.problem.layers), kept)
+    assert totals.loss == pytest.approx(found.loss)
+    assert abs(totals.latency_ms / found.latency_ms - 1) < abs(1 / slower - 1) / 2 + 0.01
+
+
+def test_a_noisier_plan_than_promised_is_planned_away(planning: Planning) -> None:
+    plan = everything_pruned(planning)
+    limits = Limits(loss=plan.predicted.loss)
+    found = realised(planning, plan, 1.0, 5.0)
+    pruning = corrected(planning, plan, found)
+    again = formulate(planning.graph, planning.table, planning.losses, openvino.runtime_weight_bits, pruning=pruning)
+    before, after = solve(planning.problem, limits), solve(again.problem, limits)
+    assert after.totals.latency_ms > before.totals.latency_ms
+
+
+def test_groups_that_the_plan_leaves_whole_keep_their_losses(planning: Planning) -> None:
+    plan = everything_pruned(planning)
+    first = plan.groups[0]
+    only = replace(plan, groups=(first, *(replace(g, kept=g.channels) for g in plan.groups[1:])))
+    factor = corrected(planning, only, realised(planning, plan, 1.0, 4.0)).factor
+    assert factor[first.name] > 1
+    assert all(factor[group.name] == 1 for group in plan.groups[1:])
+
+
+def test_a_round_tells_promise_and_outcome(planning: Planning) -> None:
+    plan = everything_pruned(planning)
+    found = realised(planning, plan, 1.1, 2.0)
+    row = round_of(3, plan, found)
+    removed = sum(group.channels - group.kept for group in plan.groups)
+    assert (row.round, row.action) == (3, f"{removed} channels of {len(plan.groups)} groups removed")
+    assert (row.predicted_ms, row.measured_ms) == (plan.predicted.latency_ms.value, found.latency_ms)
+    assert (row.predicted_loss, row.measured_loss) == (plan.predicted.loss, found.loss)
