@@ -42,17 +42,18 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     planned = make_plan(bench, scorer)
     contestants = _uniform(bench, scorer, planned)
     if planned.bits_only is not None:  # shows what pruning adds, and ships where it adds nothing
-        contestants.append(_planned_contestant(bench, scorer, "bits only", planned.bits_only))
+        contestants.append(_conforming(bench, scorer, "bits only", planned.bits_only, frozenset())[0])
     refined = len(planned.rounds)
     rounds: list[Round] = list(planned.rounds)
     forbidden: frozenset[tuple[str, Precision]] = frozenset()
     current: Planned | None = planned
+    raced: dict[str, Raced] = {}
     while current is not None:
         number = len(rounds) - refined + 1
         name = f"plan {number}" if number > 1 else "plan"
         contestant, forbidden = _conforming(bench, scorer, name, current, forbidden)
         planned = contestant.planned or current
-        if any(_same(c, contestant) for c in contestants if c.planned is not None):
+        if any(_same(c, contestant) for c in contestants if c.planned is not None and raced):
             break
         contestants.append(contestant)
         raced = bench.race({c.name: c.artifact for c in contestants}, RACE_S, f"race {len(contestants)} candidates")

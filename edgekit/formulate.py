@@ -49,6 +49,7 @@ class Planning:
     losses: Losses
     problem: Problem
     pruning: PruningTables | None = None
+    loss_factor: float = 1.0
 
     def kept(self, solution: Solution) -> dict[str, int]:
         """Channel group -> kept channels, of the groups that had a choice."""
@@ -104,12 +105,13 @@ def formulate(
     runtime_weight_bits: Mapping[Precision, int],
     forbidden: frozenset[tuple[str, Precision]] = frozenset(),
     pruning: PruningTables | None = None,
+    loss_factor: float = 1.0,
 ) -> Planning:
     """One option for each entry of the cost table that is not ``forbidden``, and one for each keep count that
     ``pruning`` offers.
 
     ``runtime_weight_bits`` says how wide a weight is in memory once the runtime has loaded it: weight-only int8 of a
-    convolution is unpacked at load, so it saves storage and no memory.
+    convolution is unpacked at load, so it saves storage and no memory. ``loss_factor`` scales the losses of the layers.
     """
     index = {layer.name: number for number, layer in enumerate(graph.layers)}
     groups = _Groups(pruning)
@@ -129,7 +131,7 @@ def formulate(
                 latency_ms=time.fixed,
                 weight_bytes=round(disk.fixed),
                 memory_bytes=round(memory.fixed),
-                loss=losses[layer.name][precision],
+                loss=losses[layer.name][precision] * loss_factor,
                 domain=_INT8 if precision is Precision.INT8 else _FLOAT,
             )
             for precision, time, disk, memory in zip(precisions, latency, stored, resident, strict=True)
@@ -166,7 +168,7 @@ def formulate(
         groups=groups.planning,
         shape_costs=tuple(shape_costs),
     )
-    return Planning(graph, table, losses, problem, pruning)
+    return Planning(graph, table, losses, problem, pruning, loss_factor)
 
 
 class _Groups:

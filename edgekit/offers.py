@@ -15,7 +15,7 @@ from edgekit.stages import Workbench
 # Alone it leaves less than 13 dB between signal and noise: no plan that keeps a metric has room for it.
 HOPELESS_LOSS = 0.05
 # Of the whole model's latency: what saves less is not resolved by any race.
-WORTHWHILE = 0.002
+WORTHWHILE = 0.001
 
 
 def offer_pruning(
@@ -67,13 +67,17 @@ def offer_pruning(
 def saved_ms(tables: PruningTables, table: CostTable) -> dict[str, dict[int, float]]:
     """What each offered count of each group alone saves of the latency, in the precision where it saves most."""
     saved: dict[str, dict[int, float]] = {}
+    times = {
+        name: [(ms, tables.latency_ms(table, name, precision)) for precision, ms in row.items()]
+        for name, row in table.latency_ms.items()
+    }
     for index in tables.offered:
         group = tables.channels.groups[index]
+        touched = [row for row in times.values() if any(index in size.groups for _, size in row)]
         for kept in tables.counts(index):
             counts = tables.kept({group.name: kept})
             saved.setdefault(group.name, {})[kept] = sum(
-                max(ms - tables.latency_ms(table, name, precision).at(counts) for precision, ms in row.items())
-                for name, row in table.latency_ms.items()
+                max(ms - size.at(counts) for ms, size in row) for row in touched
             )
     return saved
 

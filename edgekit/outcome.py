@@ -134,7 +134,7 @@ def assemble(
         warnings=_warnings(job),
         groups=_group_details(bench, planned, chosen.kept),
         fixed=_fixed_details(bench),
-        prices=price_budgets(planned.planning, planned.tried[0].solution, job.budget),
+        prices=_prices(job, chosen),
     )
 
 
@@ -202,7 +202,7 @@ def _layer_details(
     """``graph`` is the pruned one, and the latencies are those at its channels."""
     table = planned.table if kept else planned.planning.table
     losses = planned.planning.losses
-    dropped = {option.scope: option.reason for option in planned.dropped}
+    dropped = {option.scope: option.reason for option in planned.dropped if option.option == Precision.INT8.value}
     details = []
     for layer in graph.layers:
         times = table.latency_ms[layer.name]
@@ -287,7 +287,13 @@ def _group_details(bench: Workbench, planned: Planned, kept: Mapping[str, int]) 
         return ()
     tables = planned.pruning
     saved = saved_ms(tables, planned.planning.table) if tables is not None else {}
-    reasons = {option.scope: f"{option.option}: {option.reason}" for option in planned.dropped}
+    precisions = {precision.value for precision in Precision}
+    # The mildest of a group's options that was refused says why there were no more.
+    reasons = {
+        option.scope: f"{option.option}: {option.reason}"
+        for option in reversed(planned.dropped)
+        if option.option not in precisions
+    }
     details = []
     for group in bench.pruner.channels.groups:
         losses = tables.losses.get(group.name, {}) if tables is not None else {}
@@ -297,9 +303,17 @@ def _group_details(bench: Workbench, planned: Planned, kept: Mapping[str, int]) 
             if count < group.channels
         )
         left = kept.get(group.name, group.channels)
-        reason = "" if left < group.channels else reasons.get(group.name, "") or "pruning it costs more than it saves"
+        refused = reasons.get(group.name, "") if not options else "offered; others save more for their noise"
+        reason = "" if left < group.channels else refused
         details.append(GroupDetail(group.name, group.channels, left, group.producers, group.consumers, options, reason))
     return tuple(details)
+
+
+def _prices(job: Job, chosen: Contestant) -> tuple[Price, ...]:
+    """Of the plan that ships; a uniform candidate was not chosen by budgets."""
+    if chosen.planned is None:
+        return ()
+    return price_budgets(chosen.planned.planning, chosen.planned.tried[0].solution, job.budget)
 
 
 def _fixed_details(bench: Workbench) -> tuple[FixedDetail, ...]:
@@ -310,5 +324,7 @@ def _fixed_details(bench: Workbench) -> tuple[FixedDetail, ...]:
 
 def _warnings(job: Job) -> tuple[str, ...]:
     if job.data.synthetic:
-        return ("planned on random inputs: latencies hold, accuracy figures say nothing about your data",)
+        return (
+            "planned on random inputs: latencies hold, accuracy figures say nothing of your data; nothing was pruned",
+        )
     return ()

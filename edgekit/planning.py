@@ -7,31 +7,47 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from edgekit.backends import Artifact
 from edgekit.cost.measured import MeasuredCosts
 from edgekit.cost.table import CostTable, anchored, layer_times_ms
 from edgekit.errors import InfeasibleError
 from edgekit.formulate import Losses, Planning, formulate, limits_of
 from edgekit.offers import offer_pruning
-from edgekit.planner import Solution, pareto
+from edgekit.planner import Solution, pareto, solve
 from edgekit.pruning import PruningTables
-from edgekit.refinement import REFINEMENTS, Realised, agrees, corrected, round_of
+from edgekit.refinement import (
+    MOST_PLANS,
+    QUIET,
+    REFINEMENTS,
+    NoiseBudget,
+    Realised,
+    corrected,
+    round_of,
+    same_noise,
+    seen_factor,
+)
 from edgekit.results import DroppedOption, Round
 from edgekit.scoring import Score, Scorer
-from edgekit.search import Tried, fastest_keeping, keeping_near, within
+from edgekit.search import Tried, fastest_keeping, within
 from edgekit.stages import Workbench
 from edgekit.types import Plan, Precision
 
 _RACE_S = 4.0
+# Above the noise of the most faithful plan by this much there is something to choose.
+_FAITHFUL = 1.25
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What every plan of a job is made from."""
+    """What every plan of a job is made from. ``loss_factor`` is how much of the layers' single losses is left where
+    they come together, as a finished plan showed.
+    """
 
     table: CostTable
     losses: Losses
     float_score: Score
     dropped: tuple[DroppedOption, ...]
+    loss_factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +97,7 @@ def make_plan(bench: Workbench, scorer: Scorer) -> Planned:
     dropped += costs.dropped
     losses = _losses(bench, costs, share)
     pruning: PruningTables | None = None
-    if job.prune:
+    if job.prune and job.budget.max_drop is not None:  # else nothing would say where to stop
         pruning, refused = offer_pruning(bench, costs, sized)
         dropped += refused
     _tell(bench, dropped)
@@ -89,106 +105,167 @@ def make_plan(bench: Workbench, scorer: Scorer) -> Planned:
 
 
 def _refined(bench: Workbench, scorer: Scorer, measured: Measured, pruning: PruningTables | None) -> Planned:
-    """The best plan of bits alone, and from its loss on the best one that prunes as well: plan, realise, measure,
-    correct the tables and plan again, until what it promises is what it does. The faster of the two counts.
+    """The best plan of bits alone; and from the noise on that it was seen to have, plans that prune as well: plan,
+    realise, measure, correct the tables and plan again. The faster of the two counts.
 
     A plan of bits alone needs no such rounds: its tables were measured as they are used, and the race is its judge.
     """
+    bits: Planned | None = None
     try:
         bits = _bits_only(bench, scorer, measured)
     except InfeasibleError:
         if pruning is None:
             raise
-        bits = None
     if pruning is None:
         assert bits is not None
         return bits
-    offered = pruning
+    rival = None
+    if bits is not None:
+        rival = bench.artifact(bits.plan.precisions(), bits.base)
+        noise = scorer.score(rival, "the plan of bits alone").noise_power
+        measured = replace(measured, loss_factor=seen_factor(bits.plan.predicted.loss, noise))
+        budget = NoiseBudget(max(noise, QUIET), low=noise)
+    else:
+        budget = NoiseBudget(max(_least_noise(bench, measured, pruning) * _FAITHFUL, QUIET))
+    rounds, realised = _rounds(bench, scorer, measured, pruning, budget, rival)
+    best = _fastest(bench, realised)
+    if bits is not None:
+        tried = (*bits.tried, *(one for planned, _ in realised for one in planned.tried))
+        bits = replace(bits, rounds=rounds, pruning=pruning)
+        if best is None or (best[1].latency_ms or math.inf) >= (best[1].rival_ms or math.inf):
+            return bits
+    else:
+        tried = tuple(one for planned, _ in realised for one in planned.tried)
+    if best is None:
+        lost = min((one.drop for one in tried if math.isfinite(one.drop)), default=math.inf)
+        known = math.isfinite(lost)
+        raise InfeasibleError(
+            "no plan within the other budgets keeps the metric, with channels removed or without"
+            + (f": the most faithful drops it by {lost:.4g}" if known else ""),
+            (f"raise --max-drop to {math.ceil(lost * 1000) / 10:g}% or " if known else "") + "loosen the other budgets",
+            {"max_drop": lost} if known else {},
+        )
+    planned = best[0]
+    whole = (0,) * len(planned.planning.problem.groups)
+    others = (replace(one, solution=replace(one.solution, kept=one.solution.kept or whole)) for one in tried)
+    with bench.job.progress.stage("plan"):
+        front = pareto(planned.planning.problem, limits_of(bench.job.budget))
+    return replace(
+        planned,
+        front=front,
+        tried=(planned.tried[0], *(one for one in others if one.solution.choice != planned.tried[0].solution.choice)),
+        rounds=rounds,
+        bits_only=bits,
+        pruning=planned.planning.pruning,
+    )
+
+
+def _rounds(
+    bench: Workbench,
+    scorer: Scorer,
+    measured: Measured,
+    pruning: PruningTables,
+    budget: NoiseBudget,
+    rival: Artifact | None,
+) -> tuple[tuple[Round, ...], list[tuple[Planned, Realised]]]:
+    """Plans that prune, each realised, with what the tables learnt from the ones before. A noise budget that no pruned
+    plan comes of, or one that is known, is loosened or tightened without a round.
+    """
+    job = bench.job
+    limits = limits_of(job.budget)
     rounds: list[Round] = []
-    realised: list[tuple[Planned, Realised]] = []
-    for number in range(1, REFINEMENTS + 1):
+    realised: dict[str, tuple[Planned, Realised]] = {}
+    for _ in range(MOST_PLANS):
+        if len(rounds) == REFINEMENTS or budget.settled or budget.level > 1:
+            break
+        planning = _formulated(bench, measured, pruning)
         try:
-            planned = _joint(bench, scorer, measured, pruning, bits)
+            with job.progress.stage(f"plan, round {len(rounds) + 1}"):
+                solution = solve(planning.problem, limits.with_limit("loss", budget.level))
         except InfeasibleError:
-            if bits is None and not realised:
+            if not rounds and rival is None:
                 raise
             break
-        if planned is None:
-            break
-        if not planned.plan.kept():
-            bits = bits or planned
-            break
-        if any(planned.plan.digest == earlier.plan.digest for earlier, _ in realised):
-            break
-        found = _realise(bench, scorer, planned)
-        rounds.append(round_of(number, planned.plan, found))
-        realised.append((planned, found))
-        if agrees(planned.plan, found, measured.table.interval):
-            break
-        pruning = corrected(planned.planning, planned.plan, found)
+        plan = planning.plan(solution)
+        if not plan.kept():
+            budget = budget.wider()
+        elif plan.digest in realised:
+            budget = budget.after(realised[plan.digest][1], as_promised=True)
+        else:
+            found, drop = _realise(bench, scorer, measured, plan, rival)
+            rounds.append(round_of(len(rounds) + 1, plan, found))
+            tried = (Tried(solution, drop, found.keeps),)
+            realised[plan.digest] = (
+                Planned(planning, plan, tried, (), measured.dropped, measured.float_score),
+                found,
+            )
+            pruning = corrected(planning, plan, found)
+            budget = budget.after(found, same_noise(plan, found))
+    return tuple(rounds), list(realised.values())
+
+
+def _formulated(bench: Workbench, measured: Measured, pruning: PruningTables | None) -> Planning:
+    return formulate(
+        bench.job.graph,
+        measured.table,
+        measured.losses,
+        bench.job.device.backend.runtime_weight_bits,
+        pruning=pruning,
+        loss_factor=measured.loss_factor,
+    )
+
+
+def _fastest(bench: Workbench, realised: Sequence[tuple[Planned, Realised]]) -> tuple[Planned, Realised] | None:
+    """The fastest plan that was seen to keep the metric, within the latency budget where one is."""
     budget_ms = bench.job.budget.latency_ms or math.inf
-    by_speed = sorted(realised, key=lambda pair: (pair[1].latency_ms > budget_ms, pair[1].latency_ms))
-    if bits is not None:
-        bits = replace(bits, rounds=tuple(rounds), pruning=offered)
-        if not by_speed or (bits.plan.predicted.latency_ms.value or 0.0) <= by_speed[0][1].latency_ms:
-            return bits
-    best = by_speed[0][0]
-    return replace(best, rounds=tuple(rounds), bits_only=bits, pruning=best.planning.pruning)
+    keeping = [pair for pair in realised if pair[1].keeps]
+
+    def order(pair: tuple[Planned, Realised]) -> tuple[bool, float]:
+        latency_ms = pair[1].latency_ms or math.inf
+        return latency_ms > budget_ms, latency_ms
+
+    return min(keeping, key=order, default=None)
+
+
+def _least_noise(bench: Workbench, measured: Measured, pruning: PruningTables) -> float:
+    """The noise of the most faithful plan within the budget. Raises `InfeasibleError` where none is."""
+    planning = _formulated(bench, measured, pruning)
+    return solve(planning.problem, limits_of(bench.job.budget), objective="loss").totals.loss
 
 
 def _bits_only(bench: Workbench, scorer: Scorer, measured: Measured) -> Planned:
-    planning, front = _formulated(bench, measured, None)
     job = bench.job
+    planning = _formulated(bench, measured, None)
+    with job.progress.stage("plan"):
+        front = pareto(planning.problem, limits_of(job.budget))
     drop_of = _drop_of(bench, scorer, planning, measured.float_score)
     tried = fastest_keeping(planning.problem, limits_of(job.budget), job.budget.max_drop, drop_of)
     plan = planning.plan(tried[0].solution)
     return Planned(planning, plan, tried, front, measured.dropped, measured.float_score)
 
 
-def _joint(
-    bench: Workbench, scorer: Scorer, measured: Measured, pruning: PruningTables, bits: Planned | None
-) -> Planned | None:
-    """The best plan of bits and channels, from the loss on with which bits alone keep the metric; None where none of
-    those that were tried from there keeps it. Raises `InfeasibleError` when none fits the budget.
+def _realise(
+    bench: Workbench, scorer: Scorer, measured: Measured, plan: Plan, rival: Artifact | None
+) -> tuple[Realised, float]:
+    """What the plan does, and how far the metric drops. What keeps the metric is also profiled, and raced beside the
+    uniform model of its base and the ``rival`` that prunes nothing.
     """
-    job = bench.job
-    limits, most = limits_of(job.budget), job.budget.max_drop
-    planning, front = _formulated(bench, measured, pruning)
-    drop_of = _drop_of(bench, scorer, planning, measured.float_score)
-    if bits is None:
-        tried = fastest_keeping(planning.problem, limits, most, drop_of)
-    else:
-        tried = keeping_near(planning.problem, limits, most, drop_of, bits.plan.predicted.loss)
-    if not tried or not tried[0].keeps:
-        return None
-    plan = planning.plan(tried[0].solution)
-    return Planned(planning, plan, tried, front, measured.dropped, measured.float_score)
-
-
-def _formulated(
-    bench: Workbench, measured: Measured, pruning: PruningTables | None
-) -> tuple[Planning, tuple[Solution, ...]]:
-    """The problem, and the front of its solutions. Raises `InfeasibleError` when no plan fits the budget."""
-    job = bench.job
-    bits = job.device.backend.runtime_weight_bits
-    planning = formulate(job.graph, measured.table, measured.losses, bits, pruning=pruning)
-    with job.progress.stage("plan"):
-        return planning, pareto(planning.problem, limits_of(job.budget))
-
-
-def _realise(bench: Workbench, scorer: Scorer, planned: Planned) -> Realised:
-    """What the plan does: raced beside the uniform model of its base, profiled, and scored."""
-    plan, table = planned.plan, planned.planning.table
-    artifact = bench.artifact(plan.precisions(), planned.base, plan.kept())
-    whole = bench.artifact(table.floats, planned.base)
-    ratio = bench.race({"whole": whole, "plan": artifact}, _RACE_S, "race the plan with what it was made from")[
-        "plan"
-    ].ratio
-    latency_ms = table.anchors_ms[table.base] * ratio
+    table, most = measured.table, bench.job.budget.max_drop
+    artifact = bench.artifact(plan.precisions(), table.base, plan.kept())
+    score = scorer.score(artifact, f"a plan of {plan.predicted.latency_ms.value or 0.0:.3g} ms")
+    drop = scorer.drop(measured.float_score, score).value or 0.0
+    if not within(drop, most):
+        return Realised(None, {}, score.noise_power, score.metric.value, keeps=False), drop
+    contestants = {"whole": bench.artifact(table.floats, table.base), "plan": artifact}
+    if rival is not None:
+        contestants["rival"] = rival
+    raced = bench.race(contestants, _RACE_S, "race the plan beside what it was made from")
+    latency_ms = table.anchors_ms[table.base] * raced["plan"].ratio
     nodes = bench.job.device.backend.executed_nodes(bench.profile(artifact), bench.job.graph)
     times_ms = anchored(layer_times_ms(nodes, bench.job.graph.layers), latency_ms)
-    score = scorer.score(artifact, "the plan")
-    return Realised(latency_ms, times_ms, score.noise_power, score.metric.value)
+    rival_ms = table.anchors_ms[table.base] * raced["rival"].ratio if rival is not None else None
+    found = Realised(latency_ms, times_ms, score.noise_power, score.metric.value, keeps=True, rival_ms=rival_ms)
+    return found, drop
 
 
 def _tell(bench: Workbench, dropped: Sequence[DroppedOption]) -> None:
@@ -210,14 +287,17 @@ def plan_again(
     table, losses = planned.planning.table, planned.planning.losses
     job = bench.job
     bits = job.device.backend.runtime_weight_bits
-    planning = formulate(job.graph, table, losses, bits, forbidden, planned.planning.pruning)
+    planning = formulate(
+        job.graph, table, losses, bits, forbidden, planned.planning.pruning, planned.planning.loss_factor
+    )
     limits = limits_of(job.budget, planned.plan.predicted.loss)
     drop_of = _drop_of(bench, scorer, planning, planned.float_score)
     try:
         tried = fastest_keeping(planning.problem, limits, job.budget.max_drop, drop_of)
     except InfeasibleError:
         return None
-    return replace(planned, planning=planning, plan=planning.plan(tried[0].solution), tried=tried)
+    front = pareto(planning.problem, limits)
+    return replace(planned, planning=planning, plan=planning.plan(tried[0].solution), tried=tried, front=front)
 
 
 def _drop_of(bench: Workbench, scorer: Scorer, planning: Planning, float_score: Score) -> Callable[[Solution], float]:

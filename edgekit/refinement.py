@@ -2,8 +2,8 @@
 
 Losses of single groups add up only as long as they are small and their noises are strangers to each other, and the
 re-solved layers of a whole plan make up for more than each group's alone did; layer times of a few pruned models are
-extrapolated to all. So a plan is built, raced, profiled and scored: its profile is one more that shapes are fitted to,
-and the losses of the groups that it prunes are scaled to the noise that was seen.
+extrapolated to all. So a plan is built and scored, and the losses of the groups that it prunes are scaled to the noise
+that was seen; if it keeps the metric it is raced and profiled too, and shapes are fitted to its profile as well.
 """
 
 from __future__ import annotations
@@ -19,23 +19,73 @@ from edgekit.pruning import PruningTables
 from edgekit.results import Round
 from edgekit.types import Plan
 
-REFINEMENTS = 4
+REFINEMENTS = 6
 """Rounds of plan, realise and correct before the best so far is taken."""
+MOST_PLANS = 24
+"""Plans that are made for these rounds; not each is worth one."""
+QUIET = 1e-6
+"""Noise power (60 dB below the signal) that no metric notices: no budget needs to start below it."""
 
 # Noise power promised and seen that differ by less than this factor (1.8 dB) lead to the same plan.
 _SAME_LOSS = 1.5
+# Two noise budgets closer than this give plans that no evaluation could tell apart.
+_CLOSE = 1.25
+# How fast a budget grows that leaves no room for pruning.
+_WIDER = 4.0
 # A correction is believed within these bounds: what lies beyond is not the groups' doing.
 _LEAST, _MOST = 0.1, 10.0
 
 
 @dataclass(frozen=True)
 class Realised:
-    """What a plan did: latency and layer times on the clock of the cost table, noise power at the output, metric."""
+    """What a plan did: noise power at the output, and metric. Latency and layer times (on the cost table's clock) are
+    those of plans that keep the metric; ``rival_ms`` is what the best plan of bits alone took in the same race.
+    """
 
-    latency_ms: float
+    latency_ms: float | None
     times_ms: Mapping[str, float]
     loss: float
     metric: float
+    keeps: bool
+    rival_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class NoiseBudget:
+    """The noise power that the next plan may have: between what was seen to keep the metric and what was not."""
+
+    level: float
+    low: float = 0.0
+    high: float = math.inf
+
+    @property
+    def settled(self) -> bool:
+        """Whether another level would not make another plan."""
+        return self.high <= self.low * _CLOSE
+
+    def after(self, found: Realised, as_promised: bool) -> NoiseBudget:
+        """The budget of the next plan: where the noise came out ``as_promised``, wider or narrower as the metric says;
+        else the same one again, for corrected tables.
+        """
+        low, high = self.low, self.high
+        if found.keeps:
+            low = max(low, self.level if as_promised else found.loss)
+        else:
+            high = min(high, self.level if as_promised else found.loss)
+        if not as_promised and low < self.level < high:
+            return NoiseBudget(self.level, low, high)
+        return NoiseBudget(_between(low, high), low, high)
+
+    def wider(self) -> NoiseBudget:
+        """The next budget where this one leaves no room for pruning."""
+        low = max(self.low, self.level)
+        return NoiseBudget(_between(low, self.high, step=_WIDER), low, self.high)
+
+
+def _between(low: float, high: float, step: float = 2.0) -> float:
+    if math.isinf(high):
+        return step * low
+    return math.sqrt(low * high) if low else high / step
 
 
 def round_of(number: int, plan: Plan, found: Realised) -> Round:
@@ -44,7 +94,8 @@ def round_of(number: int, plan: Plan, found: Realised) -> Round:
     removed = sum(group.channels - group.kept for group in plan.groups)
     return Round(
         round=number,
-        action=f"{removed} channels of {len(pruned)} groups removed",
+        action=f"{removed} channels of {len(pruned)} group{'' if len(pruned) == 1 else 's'} removed: "
+        + ("keeps the metric" if found.keeps else "drops it too far"),
         predicted_ms=plan.predicted.latency_ms.value,
         measured_ms=found.latency_ms,
         metric=found.metric,
@@ -53,11 +104,15 @@ def round_of(number: int, plan: Plan, found: Realised) -> Round:
     )
 
 
-def agrees(plan: Plan, found: Realised, interval: float) -> bool:
-    """Whether latency and loss came out as promised."""
-    promised_ms = plan.predicted.latency_ms.value or 0.0
+def same_noise(plan: Plan, found: Realised) -> bool:
+    """Whether the noise came out as promised."""
     ratio = found.loss / max(plan.predicted.loss, 1e-14)
-    return abs(promised_ms - found.latency_ms) <= interval / 2 * found.latency_ms and ratio < _SAME_LOSS
+    return 1 / _SAME_LOSS < ratio < _SAME_LOSS
+
+
+def seen_factor(promised: float, seen: float) -> float:
+    """By how much losses are scaled to the noise that was seen; 1 where nothing worth scaling was promised."""
+    return min(_MOST, max(_LEAST, seen / promised)) if promised > QUIET else 1.0
 
 
 def corrected(planning: Planning, plan: Plan, found: Realised) -> PruningTables:
@@ -69,11 +124,13 @@ def corrected(planning: Planning, plan: Plan, found: Realised) -> PruningTables:
     kept = pruning.kept(plan.kept())
     # Beside a crossing a layer's time holds the conversion too.
     times_ms = {name: ms for name, ms in found.times_ms.items() if name not in crossed}
-    profiles = (*pruning.profiles, ShapeProfile(kept, precisions, times_ms))
+    profiles = pruning.profiles
+    if times_ms:
+        profiles += (ShapeProfile(kept, precisions, times_ms),)
     shapes = fit_shapes(pruning.sizes, pruning.full, planning.table, profiles)
 
     losses = planning.losses
-    bits = math.fsum(losses[name][precision] for name, precision in precisions.items())
+    bits = planning.loss_factor * math.fsum(losses[name][precision] for name, precision in precisions.items())
     groups = plan.predicted.loss - bits
     scale = min(_MOST, max(_LEAST, (found.loss - bits) / groups)) if groups > 0 else 1.0
     factor = {name: pruning.factor.get(name, 1.0) * (scale if name in plan.kept() else 1.0) for name in pruning.losses}

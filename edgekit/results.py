@@ -98,7 +98,7 @@ class LayerDetail:
 
 @dataclass(frozen=True)
 class DroppedOption:
-    """An option that was not considered further: ``scope`` is "model" or a layer's name."""
+    """An option that was not considered further: ``scope`` is "model", or the name of a layer or a channel group."""
 
     option: str
     scope: str

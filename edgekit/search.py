@@ -15,7 +15,6 @@ from edgekit.errors import InfeasibleError
 from edgekit.planner import Limits, Problem, Solution, solve
 
 EVALUATIONS = 7
-NEAR_EVALUATIONS = 4
 # Two loss budgets closer than this give plans that no evaluation could tell apart (0.4 dB).
 _CLOSE = 1.1
 # Where bisection starts, as a share of the fastest plan's loss: 40 dB below it, quantization is not what hurts.
@@ -44,10 +43,14 @@ def fastest_keeping(
     ``drop_of`` realises and scores a plan. Raises `InfeasibleError` when no plan fits the hard limits, or the most
     faithful plan that does still drops more than ``max_drop``.
     """
-    tried: _Scored = {}
+    tried: dict[tuple[tuple[int, ...], tuple[int, ...]], Tried] = {}
 
     def score(solution: Solution) -> Tried:
-        return _score(tried, solution, max_drop, drop_of)
+        key = (solution.choice, solution.kept)
+        if key not in tried:
+            lost = drop_of(solution) if max_drop is not None else 0.0
+            tried[key] = Tried(solution, lost, within(lost, max_drop))
+        return tried[key]
 
     fastest = score(solve(problem, limits))
     if not fastest.keeps:
@@ -66,49 +69,4 @@ def fastest_keeping(
             middle = math.sqrt(low * high)
             one = score(solve(problem, limits.with_limit("loss", middle)))
             low, high = (middle, high) if one.keeps else (low, min(middle, one.solution.totals.loss))
-    return _best_first(tried)
-
-
-def keeping_near(
-    problem: Problem,
-    limits: Limits,
-    max_drop: float | None,
-    drop_of: Callable[[Solution], float],
-    loss: float,
-    evaluations: int = NEAR_EVALUATIONS,
-) -> tuple[Tried, ...]:
-    """As `fastest_keeping`, for plans that are dear to realise: it starts from a ``loss`` that another kind of plan was
-    seen to keep the metric with, and doubles or halves it from there. The first one need not keep the metric; the tuple
-    is empty where no plan is within the limits and the losses that were tried.
-    """
-    tried: _Scored = {}
-    low, high = 0.0, math.inf
-    for _ in range(evaluations):
-        known = len(tried)
-        try:
-            one = _score(tried, solve(problem, limits.with_limit("loss", loss)), max_drop, drop_of)
-        except InfeasibleError:
-            low = loss
-        else:
-            if len(tried) == known:  # the budget is not what holds this plan back
-                break
-            low, high = (loss, high) if one.keeps else (low, min(loss, one.solution.totals.loss))
-        if high <= low * _CLOSE:
-            break
-        loss = high / 2 if not low else low * 2 if math.isinf(high) else math.sqrt(low * high)
-    return _best_first(tried)
-
-
-_Scored = dict[tuple[tuple[int, ...], tuple[int, ...]], Tried]
-
-
-def _score(tried: _Scored, solution: Solution, max_drop: float | None, drop_of: Callable[[Solution], float]) -> Tried:
-    key = (solution.choice, solution.kept)
-    if key not in tried:
-        lost = drop_of(solution) if max_drop is not None else 0.0
-        tried[key] = Tried(solution, lost, within(lost, max_drop))
-    return tried[key]
-
-
-def _best_first(tried: _Scored) -> tuple[Tried, ...]:
     return tuple(sorted(tried.values(), key=lambda one: (not one.keeps, one.solution.totals.latency_ms)))

@@ -183,7 +183,7 @@ class Workbench:
             device=self.device_key,
             graph=self.graph_key,
             data=self.job.data.calibration.digest,
-            base=table.base.value,
+            table=_table_to_json(table),
             offered={groups[index].name: list(counts) for index, counts in offered.items()},
         )
         stored = cache.read_json("shape-profiles", key)
@@ -268,15 +268,15 @@ def _digest(artifact: Artifact) -> str:
 
 
 def _costs_to_json(costs: MeasuredCosts) -> dict[str, Any]:
-    table = costs.table
+    return {"table": _table_to_json(costs.table), "dropped": [asdict(row) for row in costs.dropped]}
+
+
+def _table_to_json(table: CostTable) -> dict[str, Any]:
     return {
-        "table": {
-            **asdict(replace(table, floats={}, latency_ms={}, anchors_ms={})),
-            "floats": {name: precision.value for name, precision in table.floats.items()},
-            "latency_ms": {n: {p.value: ms for p, ms in row.items()} for n, row in table.latency_ms.items()},
-            "anchors_ms": {p.value: ms for p, ms in table.anchors_ms.items()},
-        },
-        "dropped": [asdict(row) for row in costs.dropped],
+        **asdict(replace(table, floats={}, latency_ms={}, anchors_ms={})),
+        "floats": {name: precision.value for name, precision in table.floats.items()},
+        "latency_ms": {n: {p.value: ms for p, ms in row.items()} for n, row in table.latency_ms.items()},
+        "anchors_ms": {p.value: ms for p, ms in table.anchors_ms.items()},
     }
 
 

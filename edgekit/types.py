@@ -130,7 +130,9 @@ class GroupChoice:
 
 @dataclass(frozen=True)
 class Predicted:
-    """Totals that a plan promises. ``loss`` is the sum of the layers' sensitivities (relative output noise power)."""
+    """Totals that a plan promises. ``loss`` is the sum of the sensitivities of its layers and channel groups (relative
+    output noise power).
+    """
 
     latency_ms: Figure
     weight_bytes: int

@@ -94,7 +94,7 @@ def test_what_the_planner_sums_is_what_the_pruned_graph_says(name: str, data: st
     units = {name: np.arange(count) for name, count in plan.kept().items()}
     smaller, chosen = prune(graph, channels, units), plan.precisions()
 
-    stored = sum(weight_bytes(layer.weight_elements, layer.bias_elements, chosen[layer.name]) for layer in smaller.layers)
+    stored = sum(weight_bytes(x.weight_elements, x.bias_elements, chosen[x.name]) for x in smaller.layers)
     assert totals.weight_bytes == stored
     assert totals.memory_bytes == memory_bytes(smaller, chosen, BITS)
     assert totals.peak_activation_bytes == peak_activation_bytes(smaller, chosen)

@@ -23,7 +23,8 @@ ROOMS = (
     *("catalog", "graph", "cache"),
     *("planner", "recipes", "backends", "devices", "compress", "cost", "sensitivity"),
     *("pruning", "formulate", "refinement", "search", "inspection", "bundle", "differences", "reporting"),
-    *("job", "pruner", "stages", "offers", "scoring", "planning", "pricing", "guards", "blame", "prediction", "outcome"),
+    *("job", "pruner", "stages", "offers", "scoring", "planning", "pricing"),
+    *("guards", "blame", "prediction", "outcome"),
     *("deployment", "api", "cli", "__main__"),
 )
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "openvino", "torch", "scipy", "matplotlib", "pint", "PIL", "cattrs")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgekit.errors import InfeasibleError
 from edgekit.planner import LATENCY_WINDOW, LayerOption, Limits, PlanningLayer, Problem, Solution, evaluate, solve
-from edgekit.search import EVALUATIONS, NEAR_EVALUATIONS, fastest_keeping, keeping_near
+from edgekit.search import EVALUATIONS, fastest_keeping
 from edgekit.types import Precision
 
 
@@ -156,28 +156,3 @@ def test_a_metric_that_only_some_layers_hurt_is_served() -> None:
     assert tried[0].keeps
     assert tried[0].solution.choice[3] == 0
     assert len(tried) <= EVALUATIONS
-
-
-@settings(max_examples=60, deadline=None)
-@given(problems, st.floats(-6, 0).map(lambda power: 10**power), st.floats(1e-6, 1.0))
-def test_near_a_known_loss_what_keeps_is_found_in_few_evaluations(problem: Problem, start: float, most: float) -> None:
-    scored = []
-
-    def drop_of(solution: Solution) -> float:
-        scored.append(solution)
-        return solution.totals.loss
-
-    tried = keeping_near(problem, Limits(), most, drop_of, start)
-    assert len(scored) == len(tried) <= NEAR_EVALUATIONS
-    assert all(one.keeps == (one.drop <= most + 1e-9) for one in tried)
-    assert [one.keeps for one in tried] == sorted((one.keeps for one in tried), reverse=True)
-    if start <= most:  # the first plan keeps it already, and no later one is preferred to it that does not
-        assert tried[0].keeps
-        assert tried[0].solution.totals.latency_ms <= solve(problem, Limits(loss=start)).totals.latency_ms + 1e-12
-
-
-def test_near_a_loss_that_no_plan_has_it_looks_for_one_that_has() -> None:
-    problem = Problem((PlanningLayer("l", "Conv", (LayerOption(Precision.INT8, 1.0, 1, 1, 3e-4, "int8"),)),))
-    (one,) = keeping_near(problem, Limits(), 1.0, lambda _: 0.0, loss=1e-4)
-    assert one.keeps
-    assert keeping_near(problem, Limits(), 1.0, lambda _: 0.0, loss=1e-9) == ()

@@ -39,7 +39,9 @@ def set_array(model: ir.Model, name: str, array: np.ndarray) -> None:
 
 
 def intercept_of(node: ir.Node, product: Product) -> Intercept | None:
-    """Where the product takes its bias: the layer's own, one it can get, or that of the Add behind a MatMul."""
+    """Where the product takes its bias: the layer's own, or that of the Add behind a MatMul. A layer without one gets
+    none: what a plan promises of sizes must hold to the byte.
+    """
     outputs = product.view.blocks * product.outputs
     if product.op_type in ("Conv", "ConvTranspose"):
         return _checked(Intercept(node, 2, (outputs,)))
@@ -54,25 +56,24 @@ def intercept_of(node: ir.Node, product: Product) -> Intercept | None:
 
 
 def shift(model: ir.Model, intercept: Intercept, amount: np.ndarray) -> None:
-    """Add ``amount`` [blocks * outputs] to every result; the node gets an initializer of its own where it has none."""
+    """Add ``amount`` [blocks * outputs] to every result; a bias that others read too is copied first."""
     body, node, place = model.graph, intercept.node, intercept.place
-    current = node.inputs[place] if len(node.inputs) > place else None
-    array = np.zeros(intercept.shape) if current is None else weight_array(model, current.name or "").astype(np.float64)
+    current = node.inputs[place]
+    assert current is not None
+    array = weight_array(model, current.name or "").astype(np.float64)
     amount = amount / intercept.scale
     if node.op_type in ("LSTM", "GRU", "RNN"):  # the biases of the input weights, then those of the recurrent ones
         half = intercept.shape[1] // 2
         array[:, :half] += amount.reshape(-1, half)
     else:
         array = array + amount.reshape(intercept.shape)
-    if current is not None and len(current.uses()) == 1:
+    if len(current.uses()) == 1:
         set_array(model, current.name or "", array)
         return
     name = _fresh(model, f"{node.name}/bias")
     value = ir.Value(name=name, const_value=ir.tensor(array.astype(np.float32), name=name))
     value.dtype, value.shape = ir.DataType.FLOAT, ir.Shape(array.shape)
     body.register_initializer(value)
-    if len(node.inputs) <= place:
-        node.resize_inputs(place + 1)
     node.replace_input_with(place, value)
 
 
@@ -97,7 +98,7 @@ def _checked(intercept: Intercept) -> Intercept | None:
     node, place = intercept.node, intercept.place
     current = node.inputs[place] if len(node.inputs) > place else None
     if current is None:
-        return intercept
+        return None
     shape = shape_of(current)
     constant = current.is_initializer() and not current.is_graph_input()
     flat = node.op_type in ("LSTM", "GRU", "RNN") or all(dim == 1 for dim in shape[:-1])

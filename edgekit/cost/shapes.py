@@ -46,8 +46,11 @@ class ShapeTable:
     shares: Mapping[str, Mapping[Precision, Shares]]
 
     def relative_time(self, name: str, precision: Precision, layer: LayerSizes, full: Sequence[int]) -> Size:
-        """A layer's time over its time at full width, as a polynomial in the kept counts."""
-        shares = self.shares.get(name, {}).get(precision, _PRIOR)
+        """A layer's time over its time at full width, as a polynomial in the kept counts. A precision that no profile
+        showed (weight-only: a float kernel) goes the way of one that was, the first in the table.
+        """
+        known = self.shares.get(name, {})
+        shares = known.get(precision) or next(iter(known.values()), _PRIOR)
         time = constant(shares[0])
         for share, size in zip(shares[1:], (layer.macs, layer.inputs, layer.outputs), strict=True):
             whole = size.at(full)

@@ -1,10 +1,10 @@
 """The planning problem as a mixed-integer linear program.
 
 Every budget becomes a row of non-negative increments over the cheapest conceivable plan, divided by the slack that the
-budget leaves: coefficients lie in [0, 1] whatever the units, and what alone overruns the slack is dropped before HiGHS
-sees it. Integer are the options of layers and of channel groups alone; a combination of options is a continuous column
-tied to them by its marginals, which is the local polytope of a graphical model (Wainwright and Jordan, *Graphical
-Models, Exponential Families, and Variational Inference*, 2008, ch. 4): tight for each layer by itself. See
+budget leaves: coefficients lie in [0, 1] whatever the units, and what alone overruns the slack is dropped before
+HiGHS sees it. Integer are the options of layers and of channel groups alone; a combination of options is a continuous
+column tied to them by its marginals, which is the local polytope of a graphical model (Wainwright and Jordan,
+*Graphical Models, Exponential Families, and Variational Inference*, 2008, ch. 4): tight for each layer by itself. See
 ``docs/decisions/0001-planner-milp.md`` and ``0007-channels-and-bits-in-one-program.md``.
 """
 

@@ -17,8 +17,8 @@ LATENCY_WINDOW = 0.005
 so a faster plan inside this window could not be told apart, while its loss could."""
 LOSS_WINDOW = 0.01
 """The same for the best loss (0.04 dB of noise power, below what a calibration set resolves)."""
-_SECOND_GAP = 10
-"""The second objective's gap in gaps of the first, up to its own window: nobody could tell the difference."""
+_SECOND_GAP = 20
+"""The second objective's gap in gaps of the first, up to two of its own windows: nobody could tell the difference."""
 BINDING_SLACK = 0.01
 """A budget with less than this share of itself left over counts as binding."""
 
@@ -38,11 +38,11 @@ def solve(
     time_limit_s: float = 60.0,
 ) -> Solution:
     """The plan with the lowest objective that keeps all limits, to a proven relative ``gap``; then, within
-    ``LATENCY_WINDOW`` (``LOSS_WINDOW``) of that objective, the plan with the lowest loss (latency), to ten gaps.
+    ``LATENCY_WINDOW`` (``LOSS_WINDOW``) of that objective, the plan with the lowest loss (latency), to 20 gaps.
 
-    ``gap`` is resolved down to about 1e-6. The same input gives the same plan unless ``time_limit_s`` ends the search;
-    the reported gap is honest then too. ``binding`` names limits that are used up to ``BINDING_SLACK`` or that carry
-    a shadow price in the linear relaxation.
+    ``gap`` is resolved down to about 1e-6. The same input gives the same plan unless ``time_limit_s``, or the share of
+    it that one look may take (``milp``), ends a search; the reported gap is honest then too. ``binding`` names limits
+    that are used up to ``BINDING_SLACK`` or that carry a shadow price in the linear relaxation.
 
     Raises ``InfeasibleError`` when no plan fits (with ``nearest``, for which it may use the time limit once more),
     ``EdgekitError`` when the time limit passed before any plan was found, ``ValueError`` for a malformed problem.
@@ -63,7 +63,7 @@ def solve(
         own_limit = getattr(limits, first)
         near = limits.with_limit(first, ceiling if own_limit is None else min(ceiling, own_limit))
         near = near.with_limit(second, getattr(totals, second))
-        coarse = min(_SECOND_GAP * gap, LOSS_WINDOW if second == "loss" else LATENCY_WINDOW)
+        coarse = min(_SECOND_GAP * gap, 2 * (LOSS_WINDOW if second == "loss" else LATENCY_WINDOW))
         better = minimise(table, near, second, coarse, deadline, incumbent=picked).picked
         if better is not None and getattr(totals_of(table, better), second) < getattr(totals, second):
             picked, totals = better, totals_of(table, better)
@@ -71,7 +71,7 @@ def solve(
         choice=picked[: len(problem.layers)],
         totals=totals,
         gap=relative_gap(getattr(totals, first), found.bound),
-        search_gap=search_gap,
+        search_gap=min(search_gap, relative_gap(getattr(totals, first), found.bound)),
         binding=_binding(table, limits, first, totals),
         seconds=time.monotonic() - started,
         kept=picked[len(problem.layers) :],

@@ -176,7 +176,7 @@ def why_not(result: DeployResult, candidate: Candidate) -> str:
 
 def is_planned(result: DeployResult) -> bool:
     """Whether what ships is a plan, not the unmodified model or one precision for all layers."""
-    return result.chosen.split(" ")[0] == "plan"
+    return result.chosen.split(" ")[0] in ("plan", "bits")
 
 
 def _budget_checks(result: DeployResult, chosen: Candidate, reference: Candidate) -> list[Check]:

@@ -17,9 +17,7 @@ from tests.quantized import case
 FP32 = Precision.FP32
 
 
-@given(
-    st.lists(st.integers(1, 5).map(lambda n: list(range(n, 0, -1))), min_size=1, max_size=20), st.integers(1, 12)
-)
+@given(st.lists(st.integers(1, 5).map(lambda n: list(range(n, 0, -1))), min_size=1, max_size=20), st.integers(1, 12))
 def test_every_offered_count_is_seen_about_equally_often(offered: list[list[int]], count: int) -> None:
     rows = designs(offered, count)
     assert len(rows) == count
