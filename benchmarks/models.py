@@ -50,6 +50,7 @@ class Row:
     candidate: str
     ships: bool
     int8_layers: int | None  # not known of NNCF's models
+    removed_channels: int
     latency_ms: Latency
     speedup: Figure
     metric: MetricResult
@@ -91,7 +92,8 @@ def bench_model(
     scorer = Scorer(bench)
     plans, base = _plans(bench, scorer, result)
     artifacts = {
-        title: bench.artifact(plan, Precision.FP32 if title == "float" else base) for title, plan in plans.items()
+        title: bench.artifact(plan, Precision.FP32 if title == "float" else base, kept)
+        for title, (plan, kept) in plans.items()
     }
     failures = {}
     for transformer in TRANSFORMER.get(name, (False,)):
@@ -113,14 +115,16 @@ def bench_model(
     reference = scorer.score(artifacts["float"], "float")
     found: list[Row | Missing] = []
     for title, artifact in artifacts.items():
-        score, timed, plan = scorer.score(artifact, title), raced[title], plans.get(title)
+        score, timed = scorer.score(artifact, title), raced[title]
+        plan, kept = plans.get(title, (None, {}))
         value, low, high = (1 / ratio for ratio in (timed.ratio, timed.ratio_high, timed.ratio_low))
         found.append(
             Row(
                 model=name,
                 candidate=title,
-                ships=plan is not None and _ships(title, plan, result),
+                ships=plan is not None and _ships(title, plan, kept, result),
                 int8_layers=None if plan is None else sum(p is Precision.INT8 for p in plan.values()),
+                removed_channels=_removed(bench, kept),
                 latency_ms=timed.latency_ms,
                 speedup=Figure(Kind.MEASURED, value, low, high, "interleaved rounds, p10..p90"),
                 metric=score.metric,
@@ -133,27 +137,40 @@ def bench_model(
     return bench.device_info, found + [Missing(name, title, reason) for title, reason in failures.items()]
 
 
+def _removed(bench: Workbench, kept: Mapping[str, int]) -> int:
+    if not kept:
+        return 0
+    return sum(group.channels - kept.get(group.name, group.channels) for group in bench.pruner.channels.groups)
+
+
 def _plans(
     bench: Workbench, scorer: Scorer, result: DeployResult
-) -> tuple[dict[str, Mapping[str, Precision]], Precision]:
-    """The uniform plans, edgekit's first plan, and what shipped where that is none of them; and the float precision of
-    all but the first. All of it is in the cache since the deployment.
+) -> tuple[dict[str, tuple[Mapping[str, Precision], Mapping[str, int]]], Precision]:
+    """The uniform plans, edgekit's first plan and the best of bits alone, and what shipped where that is none of them,
+    each with the channels that it keeps where some go; and the float precision of all but the first. All of it is in
+    the cache since the deployment.
     """
     planned = make_plan(bench, scorer)
     base, times = planned.base, planned.planning.table.latency_ms
     names = [layer.name for layer in bench.job.graph.layers]
-    plans: dict[str, Mapping[str, Precision]] = {"float": dict.fromkeys(names, Precision.FP32)}
+    plans: dict[str, tuple[Mapping[str, Precision], Mapping[str, int]]] = {
+        "float": (dict.fromkeys(names, Precision.FP32), {})
+    }
     if base is not Precision.FP32:
-        plans[base.value] = dict.fromkeys(names, base)
-    plans["int8"] = {name: Precision.INT8 if Precision.INT8 in times[name] else base for name in names}
-    for title, plan in (("plan", planned.plan.precisions()), (result.chosen, result.plan.precisions())):
-        if plan not in plans.values():
-            plans[title] = plan
+        plans[base.value] = (dict.fromkeys(names, base), {})
+    plans["int8"] = ({name: Precision.INT8 if Precision.INT8 in times[name] else base for name in names}, {})
+    found = [("plan", planned.plan), (result.chosen, result.plan)]
+    if planned.bits_only is not None:
+        found.insert(0, ("bits only", planned.bits_only.plan))
+    for title, plan in found:
+        if (plan.precisions(), plan.kept()) not in plans.values():
+            plans[title] = (plan.precisions(), plan.kept())
     return plans, base
 
 
-def _ships(title: str, plan: Mapping[str, Precision], result: DeployResult) -> bool:
-    return plan == result.plan.precisions() and (title == "float") == (result.chosen == "float")
+def _ships(title: str, plan: Mapping[str, Precision], kept: Mapping[str, int], result: DeployResult) -> bool:
+    same = plan == result.plan.precisions() and kept == result.plan.kept()
+    return same and (title == "float") == (result.chosen == "float")
 
 
 def _nncf(job: Job, entry: ZooEntry, folder: Path, python: Path, transformer: bool) -> Path:
@@ -177,7 +194,19 @@ def table(rows: Sequence[Row | Missing], target: str, device: DeviceInfo | None)
         title += f": {device.cpu}, {threads}, {device.runtime}; measured, interleaved"
     made = Table(title=title, title_justify="left", box=box.MARKDOWN)
     columns = (
-        *("model", "candidate", "p50 ms", "speed-up", "metric [95 %]", "drop [95 %]", "SQNR dB", "agree", "MB", "int8"),
+        *(
+            "model",
+            "candidate",
+            "p50 ms",
+            "speed-up",
+            "metric [95 %]",
+            "drop [95 %]",
+            "SQNR dB",
+            "agree",
+            "MB",
+            "int8",
+            "cut",
+        ),
     )
     for column in columns:
         made.add_column(column, justify="left" if column in columns[:2] else "right", overflow="fold")
@@ -196,6 +225,7 @@ def table(rows: Sequence[Row | Missing], target: str, device: DeviceInfo | None)
             "-" if row.agreement is None else f"{row.agreement:.3f}",
             f"{row.weight_bytes / 1e6:.2f}",
             "-" if row.int8_layers is None else str(row.int8_layers),
+            str(row.removed_channels) if row.removed_channels else "-",
         )
     return made
 

@@ -10,8 +10,8 @@ from edgekit.planning import Planned
 from edgekit.recipes.samples import spread
 from edgekit.results import Blame
 from edgekit.scoring import Scorer
-from edgekit.sensitivity import layer_losses
-from edgekit.stages import SENSITIVITY_SAMPLES, Workbench
+from edgekit.sensitivity import SENSITIVITY_SAMPLES, layer_losses
+from edgekit.stages import Workbench
 from edgekit.types import Precision
 
 MOST_LAYERS = 3

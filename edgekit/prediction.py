@@ -56,10 +56,12 @@ class PredictedCost:
 
 @dataclass(frozen=True)
 class PlanFile:
-    """The decisions of a plan: layer -> precision, and channel group -> kept channels where it loses some."""
+    """The decisions of a plan: layer -> precision, and channel group -> its channels and how many of them it keeps,
+    where it loses some.
+    """
 
     precisions: Mapping[str, Precision]
-    kept: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
 
 def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCost:
@@ -87,9 +89,9 @@ def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCos
         base = halves[0] if halves else Precision.FP32
         table = bench.costs(base, weight_only=True).table
         precisions = {name: _offered(name, wanted.precisions[name], table) for name in names}
-        if wanted.kept:
-            kept = dict(wanted.kept)
-            _check_groups(kept, bench.pruner.channels)
+        if wanted.groups:
+            _check_groups(wanted.groups, bench.pruner.channels)
+            kept = {name: left for name, (_, left) in wanted.groups.items()}
             graph = bench.pruner.cut(kept)
             table = _narrowed(bench, table, kept)
     return PredictedCost(
@@ -143,7 +145,7 @@ def read_plan(path: Path) -> PlanFile:
         rows = [(str(row["name"]), int(row["channels"]), int(row["kept"])) for row in plan.get("groups", ())]
         return PlanFile(
             {str(row["name"]): Precision(row["precision"]) for row in plan["layers"]},
-            {name: kept for name, channels, kept in rows if kept < channels},
+            {name: (channels, kept) for name, channels, kept in rows if kept < channels},
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
@@ -159,11 +161,11 @@ def _check_plan(plan: Mapping[str, Precision], names: list[str]) -> None:
         raise InputError(f"the plan belongs to another model: {odd}", "pass the model and --shape it was made from")
 
 
-def _check_groups(kept: Mapping[str, int], channels: Channels) -> None:
+def _check_groups(groups: Mapping[str, tuple[int, int]], channels: Channels) -> None:
     known = {group.name: group.channels for group in channels.groups}
-    for name, count in kept.items():
-        if not 1 <= count <= known.get(name, 0):
-            odd = f"it keeps {count} channels of {name!r}, which has {known.get(name, 'none here')}"
+    for name, (whole, kept) in groups.items():
+        if known.get(name) != whole or kept < 1:
+            odd = f"it keeps {kept} of {whole} channels of {name!r}, which has {known.get(name, 'none here')}"
             raise InputError(f"the plan belongs to another model: {odd}", "pass the model that it was made from")
 
 

@@ -24,7 +24,7 @@ from edgekit.graph.channels import Channels, find_channels
 from edgekit.graph.load import reread
 from edgekit.graph.sizes import Sizes, sizes_of
 from edgekit.recipes.samples import Dataset, Subset, spread
-from edgekit.sensitivity import losses_of
+from edgekit.sensitivity import SENSITIVITY_SAMPLES, losses_of
 
 if TYPE_CHECKING:
     from edgekit.compress.grams import Gram
@@ -35,7 +35,6 @@ IMPORTANCE: Method = "activation"
 SOLVING_SAMPLES = 96
 # Every so-many-th calibration sample judges what was solved on the others.
 _JUDGING = 4
-SENSITIVITY_SAMPLES = 16
 # Raised when the meaning of a cached entry changes.
 _VERSION = 2
 

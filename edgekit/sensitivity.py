@@ -31,6 +31,9 @@ Variant = TypeVar("Variant", bound=Hashable)
 LOSS_FLOOR = 1e-14
 LOSS_CEILING = 1e3
 
+SENSITIVITY_SAMPLES = 16
+"""Samples that losses are measured on: their spread over options is far wider than that over samples."""
+
 
 def relative_noise_power(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
     """Noise to signal power of one sample, mean over the float outputs. A silent output is compared with a unit signal;

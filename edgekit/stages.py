@@ -27,12 +27,11 @@ from edgekit.job import Job
 from edgekit.pruner import Pruner
 from edgekit.recipes.samples import spread
 from edgekit.results import DeviceInfo, DroppedOption
-from edgekit.sensitivity import layer_losses
+from edgekit.sensitivity import SENSITIVITY_SAMPLES, layer_losses
 from edgekit.types import Latency, Precision
 
 # Raised when the meaning of a cached entry changes.
 _VERSION = 5
-SENSITIVITY_SAMPLES = 16
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ DEPLOY = (
     "--eval",
     "eval.npz",
 )
-MEASURED = ("costs", "float-precisions", "races", "profiles")  # the cache's kinds that differ from run to run
+# The cache's kinds that differ from run to run.
+MEASURED = ("costs", "float-precisions", "races", "profiles", "shape-profiles")
 
 
 def keep_measurements(cache: Path, into: Path) -> None:

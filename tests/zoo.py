@@ -103,6 +103,19 @@ def conv_net(seed: int = 0, *, opset: int = 17, batch: int | str = 1, size: int 
     return net.model([net.op("Gemm", y, net.random(10, 24), net.random(10), transB=1)], opset=opset)
 
 
+def redundant_net(seed: int = 11) -> onnx.ModelProto:
+    """Three convolutions whose 64 channels are scaled copies of 16. x [1, 3, 32, 32] -> [1, 10]."""
+    net = Net(seed)
+    y, channels = net.input("x", [1, 3, 32, 32]), 3
+    for _ in range(3):
+        few = net.rng.standard_normal((16, channels, 3, 3)) / np.sqrt(9 * min(channels, 16))
+        scale = net.rng.uniform(0.5, 1.5, (64, 1, 1, 1))
+        y = net.op("Conv", y, net.weight(np.tile(few, (4, 1, 1, 1)) * scale), net.random(64), pads=[1] * 4)
+        y, channels = net.op("Relu", y), 64
+    y = net.op("Flatten", net.op("GlobalAveragePool", y))
+    return net.model([net.op("Gemm", y, net.random(10, 64), net.random(10), transB=1)])
+
+
 def inverted_residual(seed: int = 1) -> onnx.ModelProto:
     """Two MobileNetV2 blocks: expansion, depthwise, projection, BatchNorm, ReLU6. x [1, 3, 16, 16] -> [1, 8]."""
     net = Net(seed)

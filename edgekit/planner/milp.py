@@ -74,7 +74,7 @@ def minimise(
             return Outcome(best, math.inf if best is None else _value(table, best, quantity))
         program = formulate(table, usable, limits, quantity)
         if len(program.cost) < _MANY:
-            found = _choose(table, program, limits, gap, deadline)
+            found = _choose(table, program, limits, gap, deadline, presolve=False)
         else:
             found = _near_relaxation(table, usable, program, limits, quantity, gap, deadline, best)
         if found is None:  # out of time
@@ -110,7 +110,7 @@ def _near_relaxation(
     """
     relaxation = relax(program, deadline - time.monotonic())
     if relaxation is None:
-        return _choose(table, program, limits, gap, deadline)
+        return _choose(table, program, limits, gap, deadline, presolve=True)
     if math.isinf(relaxation.value):
         return Outcome(None, math.inf)
     best, value = incumbent, math.inf if incumbent is None else _value(table, incumbent, quantity)
@@ -126,7 +126,7 @@ def _near_relaxation(
         if near is not None:
             now = time.monotonic()
             until = deadline if last else now + _PATIENCE * (deadline - now)
-            found = _choose(table, formulate(table, near, limits, quantity), limits, gap / 2, until)
+            found = _choose(table, formulate(table, near, limits, quantity), limits, gap / 2, until, presolve=True)
             if found is None and last:
                 break
             if found is None:
@@ -152,7 +152,9 @@ def relative_gap(value: float, bound: float) -> float:
     return min(1.0, max(0.0, (value - bound) / value)) if value > 0 else 0.0
 
 
-def _choose(table: Table, program: Program, limits: Limits, gap: float, deadline: float) -> Outcome | None:
+def _choose(
+    table: Table, program: Program, limits: Limits, gap: float, deadline: float, presolve: bool
+) -> Outcome | None:
     """Run HiGHS until its plan keeps the limits exactly; ``None`` when time ran out without a plan.
 
     HiGHS accepts a row that is 1e-6 over, and rows add up. A plan that slips through is cut off, which leaves the bound
@@ -165,7 +167,7 @@ def _choose(table: Table, program: Program, limits: Limits, gap: float, deadline
     bound = -math.inf
     for attempt in range(_MAX_CUTS + 1 + len(_SHRINK)):
         shrink = _SHRINK[attempt - _MAX_CUTS - 1] if attempt > _MAX_CUTS else 0.0
-        result = _highs(program, cuts, shrink, gap, deadline - time.monotonic())
+        result = _highs(program, cuts, shrink, gap, deadline - time.monotonic(), presolve)
         if result is None:
             return None
         values, proven = result
@@ -184,7 +186,7 @@ def _choose(table: Table, program: Program, limits: Limits, gap: float, deadline
 
 
 def _highs(
-    program: Program, cuts: Sequence[npt.NDArray[np.intp]], shrink: float, gap: float, seconds: float
+    program: Program, cuts: Sequence[npt.NDArray[np.intp]], shrink: float, gap: float, seconds: float, presolve: bool
 ) -> tuple[Floats | None, float] | None:
     """(columns, proven bound) of the optimum, (None, inf) when there is none, ``None`` when time ran out before.
 
@@ -213,7 +215,7 @@ def _highs(
         integrality=(np.arange(width) < options).astype(np.int8),
         bounds=Bounds(fixed, program.ceiling),
         constraints=LinearConstraint(matrix, lower, upper) if matrix.shape[0] else None,
-        options={"mip_rel_gap": gap, "time_limit": seconds, "presolve": width >= _MANY},
+        options={"mip_rel_gap": gap, "time_limit": seconds, "presolve": presolve},
     )
     if "infeasible" in result.message.lower():  # also "unbounded or infeasible": no column here is unbounded
         return None, math.inf
