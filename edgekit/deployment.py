@@ -93,7 +93,9 @@ def _round(
     first = "raced beside the uniform models" if planned.rounds else "first plan"
     return Round(
         round=number,
-        action=f"{len(forbidden)} layers go back to float" if forbidden else first,
+        action=(f"{len(forbidden)} layers go" if len(forbidden) > 1 else "1 layer goes") + " back to float"
+        if forbidden
+        else first,
         predicted_ms=planned.plan.predicted.latency_ms.value,
         measured_ms=raced.latency_ms.p50,
         metric=contestant.score.metric.value,

@@ -176,7 +176,7 @@ def _rounds(
     rounds: list[Round] = []
     realised: dict[str, tuple[Planned, Realised]] = {}
     for _ in range(MOST_PLANS):
-        if len(rounds) == REFINEMENTS or budget.settled or budget.level > 1:
+        if len(rounds) == REFINEMENTS or budget.settled:
             break
         planning = _formulated(bench, measured, pruning)
         try:

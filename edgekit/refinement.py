@@ -26,6 +26,10 @@ MOST_PLANS = 24
 QUIET = 1e-6
 """Noise power (60 dB below the signal) that no metric notices: no budget needs to start below it."""
 
+LOUDEST = 0.1
+"""Noise power (10 dB below the signal) beyond which a plan is another model: where a metric over some hundred samples
+still holds then, it is luck."""
+
 # Noise power promised and seen that differ by less than this factor (1.8 dB) lead to the same plan.
 _SAME_LOSS = 1.5
 # Two noise budgets closer than this give plans that no evaluation could tell apart.
@@ -60,8 +64,8 @@ class NoiseBudget:
 
     @property
     def settled(self) -> bool:
-        """Whether another level would not make another plan."""
-        return self.high <= self.low * _CLOSE
+        """Whether another level would not make another plan, or one that could be trusted."""
+        return min(self.high, LOUDEST) <= self.low * _CLOSE
 
     def after(self, found: Realised, as_promised: bool) -> NoiseBudget:
         """The budget of the next plan: where the noise came out ``as_promised``, wider or narrower as the metric says;
@@ -84,8 +88,8 @@ class NoiseBudget:
 
 def _between(low: float, high: float, step: float = 2.0) -> float:
     if math.isinf(high):
-        return step * low
-    return math.sqrt(low * high) if low else high / step
+        return min(step * low, LOUDEST)
+    return min(math.sqrt(low * high) if low else high / step, LOUDEST)
 
 
 def round_of(number: int, plan: Plan, found: Realised) -> Round:

@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edgekit.backends import openvino
 from edgekit.cost.shapes import ShapeTable
@@ -12,7 +14,7 @@ from edgekit.graph.channels import find_channels
 from edgekit.graph.sizes import sizes_of
 from edgekit.planner import Limits, Solution, evaluate, solve
 from edgekit.pruning import PruningTables
-from edgekit.refinement import NoiseBudget, Realised, corrected, round_of, same_noise, seen_factor
+from edgekit.refinement import LOUDEST, NoiseBudget, Realised, corrected, round_of, same_noise, seen_factor
 from edgekit.types import Plan, Precision
 from tests.quantized import case
 
@@ -126,11 +128,32 @@ def test_noise_that_was_not_promised_leaves_the_budget_to_corrected_tables() -> 
 def test_a_budget_without_room_for_pruning_grows() -> None:
     budget = NoiseBudget(1e-6, low=1e-9)
     levels = []
-    while budget.level < 1:
+    while not budget.settled:
         levels.append(budget.level)
         budget = budget.wider()
     assert levels == sorted(levels)
     assert len(levels) < 12
+    assert max(levels) == LOUDEST
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    start=st.floats(-9, 0).map(lambda power: 10**power),
+    threshold=st.floats(-9, 0).map(lambda power: 10**power),
+    errors=st.lists(st.floats(0.3, 3), min_size=40, max_size=40),
+)
+def test_whatever_comes_out_the_budget_settles_and_is_never_too_loud(
+    start: float, threshold: float, errors: list[float]
+) -> None:
+    budget = NoiseBudget(min(start, LOUDEST))
+    for error in errors:
+        if budget.settled:
+            break
+        assert 0 < budget.level <= LOUDEST
+        noise = budget.level * error
+        promised = 1 / 1.5 < error < 1.5
+        budget = budget.after(outcome(noise, keeps=noise <= threshold), as_promised=promised)
+    assert budget.low <= LOUDEST * 3
 
 
 def test_losses_are_scaled_only_where_something_was_promised() -> None:
