@@ -124,10 +124,12 @@ def _refined(bench: Workbench, scorer: Scorer, measured: Measured, pruning: Prun
         rival = bench.artifact(bits.plan.precisions(), bits.base)
         noise = scorer.score(rival, "the plan of bits alone").noise_power
         measured = replace(measured, loss_factor=seen_factor(bits.plan.predicted.loss, noise))
-        budget = NoiseBudget(max(noise, QUIET), low=noise)
+        # Where to begin, not a floor: the metric can mind what pruning leaves more than what rounding does.
+        budget = NoiseBudget(max(noise, QUIET))
     else:
         budget = NoiseBudget(max(_least_noise(bench, measured, pruning) * _FAITHFUL, QUIET))
-    rounds, realised = _rounds(bench, scorer, measured, pruning, budget, rival)
+    most_ms = math.inf if bits is None else bits.plan.predicted.latency_ms.value or math.inf
+    rounds, realised = _rounds(bench, scorer, measured, pruning, budget, rival, most_ms)
     best = _fastest(bench, realised)
     if bits is not None:
         tried = (*bits.tried, *(one for planned, _ in realised for one in planned.tried))
@@ -167,9 +169,11 @@ def _rounds(
     pruning: PruningTables,
     budget: NoiseBudget,
     rival: Artifact | None,
+    most_ms: float,
 ) -> tuple[tuple[Round, ...], list[tuple[Planned, Realised]]]:
     """Plans that prune, each realised, with what the tables learnt from the ones before. A noise budget that no pruned
-    plan comes of, or one that is known, is loosened or tightened without a round.
+    plan comes of, or one that is known, is loosened or tightened without a round. It ends where a plan would take
+    ``most_ms``, which bits alone need.
     """
     job = bench.job
     limits = limits_of(job.budget)
@@ -189,6 +193,8 @@ def _rounds(
         plan = planning.plan(solution)
         if not plan.kept():
             budget = budget.wider()
+        elif (plan.predicted.latency_ms.value or 0.0) >= most_ms:
+            break
         elif plan.digest in realised:
             budget = budget.after(realised[plan.digest][1], as_promised=True)
         else:
