@@ -201,7 +201,7 @@ class TestKilled:
             "trial = it._session\n"
             "it._session = lambda *a, **k: (time.sleep(0.5), trial(*a, **k))[1]\n"
         )
-        arguments = ("plan", *DEPLOY[1:], "--json")
+        arguments = ("plan", *DEPLOY[1:], "--no-prune", "--json")
         losses = own.cache / "losses"
         with own.start(*arguments) as process:
             end = time.monotonic() + 120
