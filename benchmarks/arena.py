@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekit.errors import MissingToolError
+
 _FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 
 
@@ -20,11 +22,11 @@ class _Mallinfo(ctypes.Structure):
 
 
 def heap_bytes() -> int:
-    """Bytes that the process holds from malloc. Raises NotImplementedError without glibc >= 2.33."""
+    """Bytes that the process holds from malloc. Raises `MissingToolError` without glibc >= 2.33."""
     try:
         mallinfo = ctypes.CDLL(None).mallinfo2
     except AttributeError:
-        raise NotImplementedError("reading the heap needs mallinfo2 of glibc >= 2.33") from None
+        raise MissingToolError("reading the heap needs mallinfo2 of glibc >= 2.33", "run it on a newer Linux") from None
     mallinfo.restype = _Mallinfo
     found = mallinfo()
     return int(found.uordblks + found.hblkhd)

@@ -118,7 +118,7 @@ def main() -> int:
                 entry = prepare(name, arguments.zoo)
                 graph = load(entry.model, entry.shapes)
             rows += rows_of(Path(name).stem, graph)
-        except (EdgekitError, PackageError, ImportError, NotImplementedError, OSError, ValueError) as error:
+        except (EdgekitError, PackageError, ImportError, OSError, ValueError) as error:
             Console(stderr=True).print(f"{name}: {error}", markup=False)
             return 2
     Console(width=140).print(table(rows))

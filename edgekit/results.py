@@ -184,8 +184,10 @@ class Blame:
 
 @dataclass(frozen=True)
 class Round:
-    """One turn of plan, realise, race and guard. ``predicted_loss`` is what the tables promised, ``measured_loss`` what
-    the compiled plan's outputs show on the evaluation samples (both relative noise power).
+    """One turn of plan and realise. A plan that drops the metric too far is not raced: ``measured_ms`` is None. Rounds
+    that correct the tables are on the cost table's clock, those of the candidates' race on that race's.
+    ``predicted_loss`` is what the tables promised, ``measured_loss`` what the compiled plan's outputs show on the
+    evaluation samples (both relative noise power).
     """
 
     round: int

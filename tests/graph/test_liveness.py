@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.arena import arena_bytes
+from edgekit.errors import MissingToolError
 from edgekit.graph import Graph, live_steps, peak_activation_bytes, to_bytes
 from edgekit.graph.buffers import VIEW_OPS, Buffer, allocate
 from edgekit.graph.flow import flow_of
@@ -42,7 +43,7 @@ def peak_elements(net: zoo.Net, outputs: list[str], tmp_path: Path) -> tuple[flo
 def measured_arena(graph: Graph) -> int:
     try:
         return arena_bytes(to_bytes(graph.model))
-    except NotImplementedError as error:
+    except MissingToolError as error:
         pytest.skip(str(error))
 
 
