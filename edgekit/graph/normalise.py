@@ -13,7 +13,15 @@ from edgekit.errors import InputError
 from edgekit.graph.fold import fold_affine
 from edgekit.graph.pads import fold_pads
 from edgekit.graph.read import all_nodes
-from edgekit.graph.tidy import constants_to_initializers, first_line, name_nodes, simplify_softmax, static_shapes
+from edgekit.graph.tidy import (
+    constants_to_initializers,
+    first_line,
+    name_nodes,
+    restore_hard_swish,
+    simplify_softmax,
+    static_shapes,
+    unshare_biases,
+)
 
 OPSET = 17
 # These rewrite matrix products and layouts instead of removing work; layers keep the form their author gave them.
@@ -47,7 +55,9 @@ def normalise(model: onnx.ModelProto, where: str) -> ir.Model:
     fold_pads(normal)
     fold_affine(normal)
     simplify_softmax(normal)
+    restore_hard_swish(normal)
     constants_to_initializers(normal)
+    unshare_biases(normal)
     normal.ir_version = max(8, normal.ir_version)
     normal.metadata_props.clear()
     normal.metadata_props.update(metadata)

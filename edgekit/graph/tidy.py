@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -46,6 +48,19 @@ def constants_to_initializers(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)
 
 
+def unshare_biases(model: ir.Model) -> None:
+    """Give every layer a bias of its own: exporters let layers share one that happens to be equal (all zeros, mostly),
+    and their channels could then only be pruned together.
+    """
+    for name, value in list(model.graph.initializers.items()):
+        for copy, use in enumerate(value.uses()):
+            if copy and use.idx == 2 and use.node.op_type in ("Conv", "ConvTranspose", "Gemm"):
+                own = ir.Value(name=f"{name}_{use.node.name}", shape=value.shape, type=value.type)
+                own.const_value = value.const_value
+                model.graph.register_initializer(own)
+                use.node.replace_input_with(use.idx, own)
+
+
 def simplify_softmax(model: ir.Model) -> None:
     """Flatten -> Softmax -> Reshape, as the opset converter writes a last-axis softmax, becomes one Softmax."""
     for node in list(model.graph):
@@ -70,6 +85,31 @@ def simplify_softmax(model: ir.Model) -> None:
         for dead in (reshape, flatten):
             if not any(o.uses() or o.is_graph_output() for o in dead.outputs):
                 model.graph.remove(dead, safe=True)
+
+
+def restore_hard_swish(model: ir.Model) -> None:
+    """``x * HardSigmoid(x)`` becomes one HardSwish, which runtimes have a kernel for. Models spell it out, and so does
+    onnxruntime, for which HardSwish is a function: https://onnx.ai/onnx/operators/onnx__HardSwish.html.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Mul" or node.domain:
+            continue
+        gate = next((v.producer() for v in node.inputs if v is not None and _gates(v, node.inputs)), None)
+        if gate is None:
+            continue
+        swish = ir.Node("", "HardSwish", [gate.inputs[0]], name=node.name)
+        model.graph.insert_before(node, swish)
+        take_over(node.outputs[0], swish)
+        model.graph.remove([node, gate], safe=True)
+
+
+def _gates(value: ir.Value, factors: Sequence[ir.Value | None]) -> bool:
+    """Whether ``value`` is HardSigmoid of the other factor, as HardSwish defines it, and nothing else reads it."""
+    gate = value.producer()
+    if gate is None or gate.op_type != "HardSigmoid" or len(value.uses()) != 1 or value.is_graph_output():
+        return False
+    slope, offset = gate.attributes.get_float("alpha", 0.2), gate.attributes.get_float("beta", 0.5)
+    return gate.inputs[0] in factors and abs(slope - 1 / 6) < 1e-6 and offset == 0.5
 
 
 def take_over(value: ir.Value, node: ir.Node) -> None:

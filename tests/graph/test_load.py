@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 
 from edgekit.errors import InputError
 from edgekit.graph import Graph, load, to_bytes
+from edgekit.graph.channels import find_channels
 from edgekit.graph.equality import require_equal
 from tests import zoo
 from tests.graph.nets import load_model, random_feed, random_nets, run
@@ -248,3 +249,33 @@ def test_a_newer_ir_version_than_the_runtime_knows_loads(tmp_path: Path) -> None
     path = tmp_path / "new.onnx"
     onnx.save(model, path)
     assert load(path).model.ir_version <= 10
+
+
+@pytest.mark.parametrize("spelled_out", [True, False])
+def test_hard_swish_is_one_operator_however_it_was_written(spelled_out: bool, tmp_path: Path) -> None:
+    net = zoo.Net()
+    hidden = net.conv(net.input("x", (1, 3, 8, 8)), 3, 16)
+    if spelled_out:
+        hidden = net.op("Mul", net.op("HardSigmoid", hidden, alpha=1 / 6), hidden)
+    else:
+        hidden = net.op("HardSwish", hidden)
+    hidden = net.op("Mul", net.op("HardSigmoid", hidden), hidden)  # the default slope is another function
+    original = net.model([net.conv(hidden, 16, 4)])
+    graph = load_model(original, tmp_path)
+    assert [node.op_type for node in graph.model.graph] == ["Conv", "HardSwish", "HardSigmoid", "Mul", "Conv"]
+    check_normal_form(graph)
+    check_same_outputs(original, graph)
+
+
+def test_layers_that_share_a_bias_get_one_each(tmp_path: Path) -> None:
+    net = zoo.Net()
+    zeros = net.weight(np.zeros(16))
+    hidden = net.op("Conv", net.input("x", (1, 3, 8, 8)), net.random(16, 3, 1, 1), zeros)
+    hidden = net.op("Conv", net.op("Relu", hidden), net.random(16, 16, 1, 1), zeros)
+    original = net.model([net.conv(net.op("Relu", hidden), 16, 4)])
+    graph = load_model(original, tmp_path)
+    first, second, _ = (node.inputs[2] for node in graph.model.graph if node.op_type == "Conv")
+    assert first is not second
+    assert [group.channels for group in find_channels(graph).groups] == [16, 16]
+    check_normal_form(graph)
+    check_same_outputs(original, graph)
