@@ -2,9 +2,13 @@
 
     python -m benchmarks.memory [NAME ...] [--json FILE]
 
-Each model as it is, with half of the channels of every group removed, and with all layers that have weights in int8;
-values of weights and ranges do not matter to the memory planner, so nothing is calibrated. `benchmarks.arena` says how
-the block is read. What the caller holds, inputs and outputs, is known exactly and shown apart.
+Each model as it is, with half of the channels of every group removed, with all layers that have weights in int8, and
+with random mixes of int8 and float; values of weights and ranges do not matter to the memory planner, so nothing is
+calibrated. `benchmarks.arena` says how the block is read. What the caller holds, inputs and outputs, is known exactly
+and shown apart.
+
+OpenVINO packs blocks of one size in an order of chance, which may leave holes: *packed* is the least and the most that
+its algorithm makes of the predicted tensors over twenty such orders. A measured block in that range is a hole.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -23,28 +28,34 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arena import arena_bytes
+from benchmarks.arena import Block, arena_bytes, first_fit_bytes
 from benchmarks.zoo import NAMES, prepare
 from edgekit.backends import openvino
 from edgekit.compress.observers import Range
 from edgekit.compress.prune import prune
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.errors import EdgekitError
-from edgekit.graph import Graph, load, peak_activation_bytes, to_bytes
+from edgekit.graph import Graph, live_steps, load, peak_activation_bytes, to_bytes
 from edgekit.graph.channels import find_channels
 from edgekit.types import Precision
 from examples.packages import PackageError
 
+SHARES = (0.9, 0.7, 0.5, 0.3)  # of the layers in int8, in mixes
+ORDERS = 20
+
 
 @dataclass(frozen=True)
 class Row:
-    """``outside_bytes`` are the caller's inputs and outputs, the others what lies between them at the peak."""
+    """``outside_bytes`` are the caller's inputs and outputs, the others what lies between them at the peak.
+    ``packed_bytes`` are the least and the most that packing the predicted tensors takes.
+    """
 
     model: str
     variant: str
     predicted_bytes: int
     measured_bytes: int
     outside_bytes: int
+    packed_bytes: tuple[int, int]
 
     @property
     def error(self) -> float:
@@ -57,8 +68,8 @@ class Row:
         return self.predicted_bytes / self.measured_bytes - 1 if self.measured_bytes else 0.0
 
 
-def rows_of(name: str, graph: Graph) -> list[Row]:
-    """The variants of one model."""
+def rows_of(name: str, graph: Graph, mixes: int = 0) -> list[Row]:
+    """The variants of one model; ``mixes`` of each share in int8."""
     channels = find_channels(graph)
     half = {group.name: np.arange(math.ceil(group.channels / 2)) for group in channels.groups}
     float_only: dict[str, Precision] = {}
@@ -70,7 +81,13 @@ def rows_of(name: str, graph: Graph) -> list[Row]:
     found = [_row(name, "float", graph, float_only)]
     if half:
         found.append(_row(name, "half the channels", prune(graph, channels, half), float_only))
-    return [*found, _row(name, "int8", graph, int8)]
+    found.append(_row(name, "int8", graph, int8))
+    for share in SHARES:
+        for number in range(1, mixes + 1):
+            chance = random.Random(number)
+            mix = {layer: precision for layer, precision in int8.items() if chance.random() < share}
+            found.append(_row(name, f"int8 for {share:.0%}, {number}", graph, mix))
+    return found
 
 
 def _row(name: str, variant: str, graph: Graph, precisions: Mapping[str, Precision]) -> Row:
@@ -80,12 +97,35 @@ def _row(name: str, variant: str, graph: Graph, precisions: Mapping[str, Precisi
     predicted = peak_activation_bytes(graph, precisions) - outside
     with tempfile.TemporaryDirectory() as folder:
         artifact = openvino.convert(content, Path(folder), Precision.FP32)
-        return Row(name, variant, predicted, arena_bytes(artifact.path, openvino.hint(artifact.base)), outside)
+        measured = arena_bytes(artifact.path, openvino.hint(artifact.base))
+    blocks = _blocks(graph, precisions)
+    packed = [first_fit_bytes(blocks, seed) for seed in range(ORDERS)]
+    return Row(name, variant, predicted, measured, outside, (min(packed), max(packed)))
+
+
+def _blocks(graph: Graph, precisions: Mapping[str, Precision]) -> list[Block]:
+    """The predicted tensors between inputs and outputs, those that follow each other in one place as one block."""
+    outside = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
+    tensors, steps = live_steps(graph)
+    held: dict[tuple[str, str, int], list[int]] = {}
+    for step, live in enumerate(steps):
+        for tensor in (tensors[index] for index in live):
+            domains = {"int8" if precisions.get(d) is Precision.INT8 else "float" for d in tensor.deciders}
+            large = not tensor.deciders or tensor.domain in domains
+            size_bytes = tensor.elements * (tensor.large_bytes if large else tensor.small_bytes)
+            if size_bytes and (tensor.deciders or tensor.name not in outside):
+                held.setdefault((tensor.name, tensor.domain, size_bytes), []).append(step)
+    found = []
+    for (*_, size_bytes), during in held.items():
+        ends = [at for at in during if at + 1 not in during]
+        starts = [at for at in during if at - 1 not in during]
+        found += [Block(first, last, size_bytes) for first, last in zip(starts, ends, strict=True)]
+    return found
 
 
 def table(rows: Sequence[Row]) -> Table:
     made = Table(title="Activation memory at the peak, bytes", title_justify="left", box=box.MARKDOWN)
-    columns = ("model", "variant", "predicted", "OpenVINO", "error", "inputs and outputs", "error of all")
+    columns = ("model", "variant", "predicted", "OpenVINO", "error", "packed", "inputs and outputs", "error of all")
     for column in columns:
         made.add_column(column, justify="left" if column in columns[:2] else "right")
     for row in rows:
@@ -95,6 +135,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.predicted_bytes:,}",
             f"{row.measured_bytes:,}",
             f"{row.inside_error:+.1%}",
+            "..".join(f"{size_bytes:,}" for size_bytes in dict.fromkeys(row.packed_bytes)),
             f"{row.outside_bytes:,}",
             f"{row.error:+.1%}",
         )
@@ -107,6 +148,7 @@ def main() -> int:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}, or an .onnx file")
     parser.add_argument("--zoo", type=Path, default=Path("build/zoo"), help="where models and data are or are made")
+    parser.add_argument("--mixes", type=int, default=3, metavar="N", help="of each share in int8; 3 by default")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     arguments = parser.parse_args()
     rows: list[Row] = []
@@ -117,11 +159,11 @@ def main() -> int:
             else:
                 entry = prepare(name, arguments.zoo)
                 graph = load(entry.model, entry.shapes)
-            rows += rows_of(Path(name).stem, graph)
+            rows += rows_of(Path(name).stem, graph, arguments.mixes)
         except (EdgekitError, PackageError, ImportError, OSError, ValueError) as error:
             Console(stderr=True).print(f"{name}: {error}", markup=False)
             return 2
-    Console(width=140).print(table(rows))
+    Console(width=150).print(table(rows))
     if arguments.json:
         found = [{**asdict(row), "error": row.error, "inside_error": row.inside_error} for row in rows]
         arguments.json.write_text(json.dumps({"rows": found}, indent=1) + "\n")

@@ -5,18 +5,19 @@ A chain with residual connections and long skips (about 20 live tensors at each 
 budget; then lowest loss at that latency, against the greedy that most tools use (from float, repeatedly move the layer
 with the best latency gain per loss).
 
-    python benchmarks/planner.py [--layers 50 200 1000] [--seed 0] [--json]
+    python benchmarks/planner.py [--layers 50 200 1000] [--seed 0 1] [--json]
 
 With ``--joint``, channels too: inverted-residual stages with shared residual groups, depthwise layers, concatenations
 and boundaries, five keep ratios a group. Task: lowest latency under loss, weight and memory budgets; then the lowest
 loss at one latency and the same budgets, against the greedy, bits alone and channels alone.
 
-    python benchmarks/planner.py --joint [--memory 0.3] [--no-losses] [--layers 50 200 1000] [--seed 0] [--json]
+    python benchmarks/planner.py --joint [--memory 0.3] [--no-losses] [--layers 50 200 1000] [--seed 0 1] [--json]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
@@ -328,7 +329,7 @@ def measure(layers: int, seed: int, gap: float) -> Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, nargs="+", default=[50, 200, 1000])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--gap", type=float, default=None)
     parser.add_argument("--joint", action="store_true", help="channels and bits")
     parser.add_argument(
@@ -337,23 +338,25 @@ def main() -> None:
     parser.add_argument("--no-losses", action="store_true", help="with --joint: time the fastest plan only")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    cases = list(itertools.product(arguments.layers, arguments.seed))
     if arguments.joint:
-        rows: list[Any] = []
-        for layers in arguments.layers:
-            gap = arguments.gap or 1e-3
-            rows.append(compare(layers, arguments.seed, arguments.memory, gap, not arguments.no_losses))
+        gap, timed_only = arguments.gap or 1e-3, arguments.no_losses
+        rows: list[Any] = [compare(n, seed, arguments.memory, gap, not timed_only) for n, seed in cases]
     else:
-        rows = [measure(layers, arguments.seed, arguments.gap or 1e-4) for layers in arguments.layers]
+        rows = [measure(n, seed, arguments.gap or 1e-4) for n, seed in cases]
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
     elif arguments.joint:
-        print("layers | memory | min latency: s, cpu s, gap | of float | loss: joint, greedy, bits, channels | binding")
+        print(
+            "layers | seed | memory | min latency: s, cpu s, gap | of float "
+            "| loss: joint, greedy, bits, channels | binding"
+        )
         for c in rows:
             losses = (c.joint_loss, c.greedy_loss, c.bits_only_loss, c.channels_only_loss)
             said = ", ".join("not reached" if x is None else f"{x:.3g}" for x in losses)
             print(
-                f"{c.layers:6d} | {c.memory:6.2f} | {c.seconds:6.2f} {c.cpu_seconds:6.2f} {c.gap:.1e} | {c.plan:.2f} "
-                f"| {said} | {', '.join(c.binding)}"
+                f"{c.layers:6d} | {c.seed:4d} | {c.memory:6.2f} | {c.seconds:6.2f} {c.cpu_seconds:6.2f} {c.gap:.1e} "
+                f"| {c.plan:.2f} | {said} | {', '.join(c.binding)}"
             )
     else:
         print("layers | min latency: s, gap | min loss: s, gap | float ms -> plan ms | greedy: loss ratio, s | binding")

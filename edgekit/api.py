@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit import bundle as bundles
 from edgekit import catalog
-from edgekit.errors import VerifyError
+from edgekit.conditions import Conditions, read_conditions
+from edgekit.errors import EdgekitError, VerifyError
 from edgekit.types import Budget, Latency, Precision
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from edgekit.inspection import Inspection
     from edgekit.outcome import PlanResult
     from edgekit.prediction import PredictedCost
+    from edgekit.profile_differences import ProfileDifference
+    from edgekit.profiling import MeasuredProfile
     from edgekit.progress import Progress
     from edgekit.results import DeployResult
 
@@ -69,14 +73,19 @@ def deploy(
     prune: bool = True,
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
+    host: str | None = None,
+    lab: str | Path | None = None,
 ) -> DeployResult:
     """Plan, compile and race ``model`` on ``target`` and write the bundle to ``out``. ``prune=False`` leaves every
     channel where it is.
 
+    ``host`` says where the board is, as ``user@address[:port]`` or by its name in the lab file ``lab`` (default: the
+    one of ``EDGEKIT_LAB``); of several, separated by commas, the first one measures.
+
     Raises the subclasses of `EdgekitError` that the exit codes of the command stand for; ``out`` is then as it was.
     """
     bundles.require_replaceable(Path(out))
-    from edgekit import deployment
+    from edgekit import deployment, re_anchoring
     from edgekit.job import prepare
 
     job = prepare(
@@ -93,8 +102,52 @@ def deploy(
         overlays=overlays,
         progress=progress,
         prune=prune,
+        host=host,
+        lab=lab,
     )
-    return deployment.deploy(job, Path(out), allow_mismatch)
+    result = deployment.deploy(job, Path(out), allow_mismatch)
+    re_anchoring.learn(job, result.candidates, overlays)
+    return result
+
+
+def profile(
+    target: str,
+    *,
+    threads: int | None = None,
+    out: str | Path | None = None,
+    overlays: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+    host: str | None = None,
+    lab: str | Path | None = None,
+) -> MeasuredProfile:
+    """Measure the device profile of a target's board in some minutes, and write it to ``out``; by default among the
+    user's own profiles, where every later command finds it in place of the shipped one.
+    """
+    from edgekit import own_profile, profiling
+    from edgekit.job import open_device
+
+    chosen = catalog.target(target, overlays)
+    known = catalog.device_profile(chosen.device_profile, overlays)
+    place = own_profile.place_for(known.name, None if out is None else Path(out))
+    device = open_device(chosen, threads, host, lab, progress)
+    found = profiling.measure_profile(chosen, known, device, progress=progress)
+    return replace(found, file=str(own_profile.save(found.profile, place)))
+
+
+def diff_profiles(a: str | Path, b: str | Path, overlays: Sequence[str | Path] = ()) -> ProfileDifference:
+    """What two files with device profiles say differently. Raises `InputError` where one is none."""
+    from edgekit import profile_differences
+
+    return profile_differences.between_files(Path(a), Path(b), overlays)
+
+
+def profile_changes(target: str, overlays: Sequence[str | Path] = ()) -> ProfileDifference:
+    """What the user's own device profile of a target says otherwise than the shipped one. Raises `InputError` where
+    there is no own one.
+    """
+    from edgekit import profile_differences
+
+    return profile_differences.since_shipped(target, overlays)
 
 
 def plan(
@@ -112,6 +165,8 @@ def plan(
     prune: bool = True,
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
+    host: str | None = None,
+    lab: str | Path | None = None,
 ) -> PlanResult:
     """Everything of `deploy` up to the plan: measured costs and losses, the plan, and the front it was chosen from."""
     from edgekit.job import prepare
@@ -134,6 +189,8 @@ def plan(
         overlays=overlays,
         progress=progress,
         prune=prune,
+        host=host,
+        lab=lab,
     )
     bench = Workbench(job)
     return plan_result(bench, make_plan(bench, Scorer(bench)))
@@ -159,6 +216,8 @@ def predict(
     shapes: Shapes | None = None,
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
+    host: str | None = None,
+    lab: str | Path | None = None,
 ) -> PredictedCost:
     """Latency, weight bytes and peak activations of a uniform precision or of a plan file. Needs no samples."""
     from edgekit import prediction
@@ -167,30 +226,111 @@ def predict(
 
     wanted = Precision(precision) if plan is None else prediction.read_plan(Path(plan))
     job = prepare(
-        model, target, threads=threads, shapes=shapes, use_synthetic=True, overlays=overlays, progress=progress
+        model,
+        target,
+        threads=threads,
+        shapes=shapes,
+        use_synthetic=True,
+        overlays=overlays,
+        progress=progress,
+        host=host,
+        lab=lab,
     )
     return prediction.predict_cost(Workbench(job), wanted)
 
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A bundle measured again. ``device`` holds what must be known to read the latency."""
+    """A bundle measured again. ``device`` holds what must be known to read the latency, ``conditions`` what happened
+    while it was measured.
+    """
 
     bundle: str
     latency_ms: Latency
     threads: int
     device: dict[str, Any]
+    conditions: Conditions | None = None
     schema: str = "edgekit/bench/1"
 
 
-def bench(bundle: str | Path, seconds: float = 3.0, overlays: Sequence[str | Path] = ()) -> BenchResult:
-    """Verify a bundle, then measure its artifact on this machine for ``seconds``."""
+def bench(
+    bundle: str | Path,
+    seconds: float = 3.0,
+    overlays: Sequence[str | Path] = (),
+    host: str | None = None,
+    lab: str | Path | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Verify a bundle, then measure its artifact for ``seconds``: on this machine, or on the board ``host``."""
     path = Path(bundle)
     bundles.verify(path)
-    document = _run_bundle(path, seconds, overlays)
+    document = _run_bundle(path, seconds, overlays, host, lab, progress)
     row = document["results"][0]
     facts = {"before": document["before"], "after": document["after"]}
-    return BenchResult(str(bundle), Latency(**row["latency_ms"]), document["threads"], facts)
+    held = read_conditions(document["conditions"])
+    return BenchResult(str(bundle), Latency(**row["latency_ms"]), document["threads"], facts, held)
+
+
+@dataclass(frozen=True)
+class HostBench:
+    """A bundle on one of several boards: ``result``, or the error that there was instead, as the command tells it."""
+
+    host: str
+    result: BenchResult | None
+    error: str = ""
+    hint: str = ""
+    exit_code: int = 0
+
+
+@dataclass(frozen=True)
+class HostsBench:
+    """A bundle on several boards, in the order in which they were named."""
+
+    bundle: str
+    hosts: tuple[HostBench, ...]
+    schema: str = "edgekit/bench-hosts/1"
+
+    @property
+    def failed(self) -> tuple[HostBench, ...]:
+        """The boards without a result."""
+        return tuple(row for row in self.hosts if row.result is None)
+
+
+def bench_hosts(
+    bundle: str | Path,
+    hosts: str,
+    seconds: float = 3.0,
+    overlays: Sequence[str | Path] = (),
+    lab: str | Path | None = None,
+    progress: Progress | None = None,
+) -> HostsBench:
+    """Verify a bundle and measure it on every board of ``hosts`` (names or addresses, separated by commas) at once. A
+    board that fails does not lose the others' results. Raises for what is wrong with the bundle or the names.
+    """
+    from edgekit.devices.lab import find_boards, open_lab
+
+    bundles.verify(Path(bundle))
+    boards = find_boards(hosts, "", open_lab(lab))
+    found: dict[str, HostBench] = {}
+    broken: list[Exception] = []
+
+    def measure(name: str) -> None:
+        try:
+            found[name] = HostBench(name, bench(bundle, seconds, overlays, name, lab, progress))
+        except EdgekitError as error:
+            found[name] = HostBench(name, None, str(error), error.hint, error.exit_code)
+        except Exception as error:
+            broken.append(error)
+
+    # Threads that do not outlive an interrupt: the boards end their work when the connections close.
+    threads = [threading.Thread(target=measure, args=(board.name,), daemon=True) for board in boards]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if broken:
+        raise broken[0]
+    return HostsBench(str(bundle), tuple(found[board.name] for board in boards))
 
 
 def verify(bundle: str | Path, overlays: Sequence[str | Path] = ()) -> bundles.VerifyReport:
@@ -203,14 +343,21 @@ def report(bundle: str | Path) -> DeployResult:
     return bundles.read(Path(bundle))
 
 
-def _run_bundle(path: Path, seconds: float, overlays: Sequence[str | Path]) -> dict[str, Any]:
+def _run_bundle(
+    path: Path,
+    seconds: float,
+    overlays: Sequence[str | Path],
+    host: str | None = None,
+    lab: str | Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
     """Run the bundle with our own copy of the runner: a bundle's programs are not trusted. Raises `VerifyError` where
     its test vectors do not come out as expected.
     """
     target = catalog.target(bundles.read(path).target, overlays)
     from edgekit.job import open_device
 
-    device = open_device(target, None)
+    device = open_device(target, None, host, lab, progress)
     document = device.run_job(
         {"action": "bundle", "folder": str(path.absolute()), "seconds": seconds}, _VECTORS_TIMEOUT_S + 10 * seconds
     )
@@ -225,4 +372,19 @@ def _run_bundle(path: Path, seconds: float, overlays: Sequence[str | Path]) -> d
     return document
 
 
-__all__ = ["bench", "deploy", "diff_plans", "inspect", "load", "plan", "predict", "report", "targets", "verify"]
+__all__ = [
+    "bench",
+    "bench_hosts",
+    "deploy",
+    "diff_plans",
+    "diff_profiles",
+    "inspect",
+    "load",
+    "plan",
+    "predict",
+    "profile",
+    "profile_changes",
+    "report",
+    "targets",
+    "verify",
+]

@@ -5,7 +5,7 @@
     plan.json          what was decided and predicted            preprocess.json  how raw samples become inputs
     measurements.json  what was measured, where and when         vectors.npz      inputs, expected outputs, tolerance
     run                checks and measures the bundle on a device report.html      the same for people
-    and the files of the artifact
+    and the modules of `run` and the files of the artifact
 
 The same inputs give the same bytes, except measurements.json, report.html and their entries in the manifest.
 """
@@ -21,7 +21,7 @@ import re
 import shutil
 import stat
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -119,16 +119,18 @@ def pack(
     result: results.DeployResult,
     artifact: Artifact,
     artifact_files: Mapping[str, Path],
+    compressed: Mapping[str, Path] | None = None,
     preprocess: Mapping[str, Any],
     vectors: Vectors,
-    runner: Path,
+    runner: Sequence[Path],
     report_html: str,
 ) -> Path:
     """Write the bundle at ``out`` and return its absolute path.
 
     It is built in a hidden folder beside ``out`` and renamed when complete, so ``out`` is at every moment the old
-    bundle, absent, or the new one. ``artifact_files`` maps names in the bundle to files on disk; ``runner`` is copied
-    to ``run``.
+    bundle, absent, or the new one. ``artifact_files`` maps names in the bundle to files on disk; ``runner`` is a
+    program, which becomes ``run``, and the modules that it needs beside it. ``compressed`` maps some of these names to
+    gzip files that ship in their place; the manifest says what must come out of them.
 
     Raises:
         InputError: ``out`` cannot be replaced or written (see `require_replaceable`), or the disk is full. Nothing is
@@ -137,6 +139,13 @@ def pack(
     """
     require_replaceable(out)
     out = _resolved(out)
+    expanded = {name: artifact_files[name] for name in compressed or {}}
+    packed = {path.name: path for path in (compressed or {}).values()}
+    artifact_files = {**{name: path for name, path in artifact_files.items() if name not in expanded}, **packed}
+    program, *modules = runner
+    if taken := {path.name for path in modules} & {*artifact_files}:
+        raise ValueError(f"not usable names for files of the artifact: {sorted(taken)}")
+    artifact_files = {**artifact_files, **{path.name: path for path in modules}}
     for name in artifact_files:
         if not _is_safe(name) or name in (*REQUIRED, MANIFEST, MANIFEST_DIGEST):
             raise ValueError(f"not a usable name for a file of the artifact: {name!r}")
@@ -147,7 +156,7 @@ def pack(
         for name, source in artifact_files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, folder / name)
-        shutil.copyfile(runner, folder / RUN)
+        shutil.copyfile(program, folder / RUN)
         (folder / PLAN).write_bytes(_json_bytes(decisions))
         (folder / MEASUREMENTS).write_bytes(_json_bytes(measurements))
         (folder / PREPROCESS).write_bytes(_json_bytes(preprocess))
@@ -158,7 +167,12 @@ def pack(
             "schema": SCHEMA,
             "target": result.target,
             "candidate": result.chosen,
-            "artifact": {"path": artifact.path, "hint": artifact.hint, "threads": artifact.threads},
+            "artifact": {
+                "path": artifact.path,
+                "hint": artifact.hint,
+                "threads": artifact.threads,
+                **_expansions(expanded, compressed or {}),
+            },
             "digests": {
                 "model": result.model.sha256,
                 "plan": result.plan.digest,
@@ -205,6 +219,15 @@ def read(path: Path) -> results.DeployResult:
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
+
+
+def _expansions(expanded: Mapping[str, Path], compressed: Mapping[str, Path]) -> dict[str, Any]:
+    """What the runner must expand, file by file, and what must come out of it."""
+    files = {
+        name: {"from": compressed[name].name, "sha256": _sha256_of(path), "size": path.stat().st_size}
+        for name, path in sorted(expanded.items())
+    }
+    return {"expanded": files} if files else {}
 
 
 def _resolved(out: Path) -> Path:
@@ -273,13 +296,24 @@ def read_manifest(path: Path) -> dict[str, Any]:
     for name, entry in files.items():
         if not _is_safe(name) or name in (MANIFEST, MANIFEST_DIGEST):
             raise VerifyError(f"{MANIFEST}: lists a file outside the bundle: {name!r:.200}")
-        digest, size = (entry.get("sha256"), entry.get("size")) if isinstance(entry, dict) else (None, None)
-        if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)) or type(size) is not int or size < 0:
+        if not _is_entry(entry):
             raise VerifyError(f"{MANIFEST}: the entry of {name} has no valid sha256 and size")
+    expanded = artifact.get("expanded", {})
+    names = [*files]  # a list: what is no name may have no hash
+    if not isinstance(expanded, dict) or not all(_is_entry(e) and e.get("from") in names for e in expanded.values()):
+        raise VerifyError(f"{MANIFEST}: 'artifact' does not say how its weights are expanded")
     for name in (*REQUIRED, artifact.get("path")):
         if not isinstance(name, str) or name not in files:
             raise VerifyError(f"{MANIFEST}: does not list {name!r:.200}")
     return manifest
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether a file's entry holds a digest and a size."""
+    if not isinstance(entry, dict) or type(size := entry.get("size")) is not int or size < 0:
+        return False
+    digest = entry.get("sha256")
+    return isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) is not None
 
 
 def _check_tree(path: Path, files: Mapping[str, Any]) -> None:

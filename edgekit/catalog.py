@@ -4,6 +4,9 @@
 The same three folders are looked for in edgekit's own data, in every overlay that is passed and in every folder of
 ``EDGEKIT_OVERLAY`` (separated as in ``PATH``). A name is the name of the file (of the folder, for a target) and exists
 once; ``extends = "name"`` starts from another entry of the same kind and overrides what is written, block by block.
+
+The one exception are the user's own device profiles (`own_profiles`), which `edgekit profile` writes: one of them
+stands in place of the profile of the same name.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OVERLAY_VARIABLE",
+    "OWN_VARIABLE",
     "AudioSteps",
     "DeviceProfile",
     "ImageSteps",
@@ -36,16 +40,24 @@ __all__ = [
     "device_profile",
     "device_profiles",
     "nearest",
+    "own_profiles",
+    "profile_file",
+    "read_profile",
+    "read_toml",
     "recipe",
     "recipes",
+    "runner_files",
+    "structure",
     "target",
     "targets",
 ]
 
 OVERLAY_VARIABLE = "EDGEKIT_OVERLAY"
+OWN_VARIABLE = "EDGEKIT_DATA"
 
 
 Entry = TypeVar("Entry", Target, DeviceProfile, Recipe)
+Checked = TypeVar("Checked")
 
 
 @dataclass(frozen=True)
@@ -93,9 +105,33 @@ def device_profiles(overlays: Sequence[str | Path] = ()) -> dict[str, DeviceProf
     return _all(_PROFILES, overlays)
 
 
-def device_profile(name: str, overlays: Sequence[str | Path] = ()) -> DeviceProfile:
-    """The device profile ``name``. Raises ``InputError`` when there is none or when it is not valid."""
-    return _one(_PROFILES, name, overlays)
+def device_profile(name: str, overlays: Sequence[str | Path] = (), own: bool = True) -> DeviceProfile:
+    """The device profile ``name``; without ``own``, the one that the user's own stands in place of. Raises
+    ``InputError`` when there is none or when it is not valid.
+    """
+    return _one(_PROFILES, name, overlays, own)
+
+
+def profile_file(name: str, overlays: Sequence[str | Path] = ()) -> Path:
+    """Where the device profile ``name`` is read from. Raises ``InputError`` when there is none."""
+    paths = _paths(_PROFILES, overlays)
+    _check_known(_PROFILES, name, paths, where="")
+    return paths[name]
+
+
+def read_profile(path: Path, overlays: Sequence[str | Path] = ()) -> DeviceProfile:
+    """The device profile in any file, named after it. Raises ``InputError`` when it is not valid."""
+    return _entry(_PROFILES, path.stem, {**_paths(_PROFILES, overlays), path.stem: path})
+
+
+def own_profiles() -> Path:
+    """The folder of the user's own device profiles, which need not exist: ``device_profiles`` in ``EDGEKIT_DATA`` or
+    in the user's data folder.
+    """
+    import platformdirs
+
+    root = os.environ.get(OWN_VARIABLE) or platformdirs.user_data_dir("edgekit")
+    return Path(os.path.abspath(os.path.expanduser(root))) / "device_profiles"  # noqa: PTH100, PTH111
 
 
 def recipes(overlays: Sequence[str | Path] = ()) -> dict[str, Recipe]:
@@ -106,6 +142,15 @@ def recipes(overlays: Sequence[str | Path] = ()) -> dict[str, Recipe]:
 def recipe(name: str, overlays: Sequence[str | Path] = ()) -> Recipe:
     """The recipe ``name``. Raises ``InputError`` when there is none or when it is not valid."""
     return _one(_RECIPES, name, overlays)
+
+
+def runner_files(runner: str) -> tuple[Path, ...]:
+    """The files that the runner program ``runner`` consists of: the program, then the modules that it needs beside it.
+    All of them are copied wherever it goes.
+    """
+    folder = data_root() / "targets" / "runners"
+    modules = [path for path in folder.glob("*.py") if not path.stem.endswith("_runner")]
+    return (folder / runner, *sorted(modules))
 
 
 def data_root() -> Path:
@@ -122,10 +167,10 @@ def data_root() -> Path:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The entry of ``known`` that ``word`` was probably meant to be, or ''."""
-    from rapidfuzz import process
+    from rapidfuzz import fuzz, process
 
-    found = process.extractOne(word, list(known), processor=str.casefold, score_cutoff=60)
-    return str(found[0]) if found else ""
+    found = [name for name, *_ in process.extract(word, list(known), processor=str.casefold, score_cutoff=60)]
+    return str(max(found, key=lambda name: fuzz.ratio(word.casefold(), name.casefold()), default=""))
 
 
 def _roots(overlays: Sequence[str | Path]) -> list[Path]:
@@ -148,7 +193,7 @@ def _roots(overlays: Sequence[str | Path]) -> list[Path]:
     return roots
 
 
-def _paths(tree: _Tree[Entry], overlays: Sequence[str | Path]) -> dict[str, Path]:
+def _paths(tree: _Tree[Entry], overlays: Sequence[str | Path], own: bool = True) -> dict[str, Path]:
     paths: dict[str, Path] = {}
     for root in _roots(overlays):
         for name, path in tree.find(root):
@@ -158,6 +203,8 @@ def _paths(tree: _Tree[Entry], overlays: Sequence[str | Path]) -> dict[str, Path
                     hint=f'rename one; extends = "{name}" starts from the other',
                 )
             paths[name] = path
+    if own and tree.kind is DeviceProfile:
+        paths |= dict(tree.find(own_profiles().parent))
     return paths
 
 
@@ -166,8 +213,8 @@ def _all(tree: _Tree[Entry], overlays: Sequence[str | Path]) -> dict[str, Entry]
     return {name: _entry(tree, name, paths) for name in sorted(paths)}
 
 
-def _one(tree: _Tree[Entry], name: str, overlays: Sequence[str | Path]) -> Entry:
-    paths = _paths(tree, overlays)
+def _one(tree: _Tree[Entry], name: str, overlays: Sequence[str | Path], own: bool = True) -> Entry:
+    paths = _paths(tree, overlays, own)
     _check_known(tree, name, paths, where="")
     return _entry(tree, name, paths)
 
@@ -194,11 +241,23 @@ def _entry(tree: _Tree[Entry], name: str, paths: dict[str, Path]) -> Entry:
         raise InputError(
             f"{path}: name: {document['name']!r} is not the name of its file", hint=f"remove it, or write {name!r}"
         )
+    return structure(document, tree.kind, str(path), f"see {tree.place.format('*')} for examples")
+
+
+def structure(document: dict[str, Any], kind: type[Checked], where: str, hint: str = "") -> Checked:
+    """A document as a dataclass. Raises ``InputError``, which begins with ``where``, for a key that is unknown, missing
+    or not valid; ``hint`` is for what explains itself least.
+    """
     try:
-        return _converter().structure(document, tree.kind)
+        return _converter().structure(document, kind)
     except Exception as error:  # cattrs raises groups of whatever the hooks and dataclasses raise
-        problem, hint = _first_problem(error)
-        raise InputError(f"{path}: {problem}", hint=hint or f"see {tree.place.format('*')} for examples") from None
+        problem, better = _first_problem(error)
+        raise InputError(f"{where}: {problem}", hint=better or hint) from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file. Raises ``InputError`` with the line where it is not valid."""
+    return _parse(path)
 
 
 def _derived(tree: _Tree[Entry], name: str, paths: dict[str, Path], seen: tuple[str, ...]) -> dict[str, Any]:
@@ -310,7 +369,8 @@ def _first_problem(error: BaseException, place: str = "") -> tuple[str, str]:
         close = nearest(key, known)
         return f"{place}{key}: unknown key", f"did you mean {close!r}?" if close else f"known keys: {', '.join(known)}"
     if isinstance(error, KeyError):
-        return f"{place}{error.args[0]}: is missing", f"add a line: {error.args[0]} = ..."
+        key = error.args[0]  # cattrs notes it as the last of the place too
+        return f"{place.removesuffix(f'{key}.')}{key}: is missing", f"add a line: {key} = ..."
     if isinstance(error, TypeError):
         return f"{place.removesuffix('.')}: must be a block", f"write [{place.removesuffix('.')}] and its keys below it"
     # What a dataclass refuses names its key itself; what a hook refuses stands under the key in ``place``.

@@ -16,11 +16,12 @@ import typer
 import typer.core
 
 from edgekit import __version__
-from edgekit.errors import EdgekitError, InfeasibleError, InputError
+from edgekit.errors import DeviceError, EdgekitError, InfeasibleError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from edgekit.api import HostsBench
     from edgekit.outcome import PlanResult
     from edgekit.progress import Progress
     from edgekit.types import Budget
@@ -99,6 +100,21 @@ Overlay = Annotated[
 Shape = Annotated[
     list[str] | None,
     typer.Option("--shape", help="Freeze a dynamic input, as in x=1x3x48x320 (may be repeated).", metavar="NAME=DIMS"),
+]
+Host = Annotated[
+    str | None,
+    typer.Option(
+        "--host",
+        help="The board to measure on, over ssh: user@address[:port], a Host of ~/.ssh/config, or a name of the lab "
+        "file. Your keys, agent, jump hosts and known_hosts are used as they are. Several: a,b,c.",
+        metavar="HOST",
+    ),
+]
+Lab = Annotated[
+    Path | None,
+    typer.Option(
+        "--lab", help="A TOML file of [[board]] blocks: name, host, target, python, work_dir (also EDGEKIT_LAB)."
+    ),
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Inference threads; default: the target's.")]
 Data = Annotated[
@@ -209,6 +225,8 @@ def deploy(
         bool, typer.Option("--allow-mismatch", help="Ship although layers execute otherwise than planned; report them.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", help="Where the bundle goes.", metavar="DIR")] = Path("bundle"),
+    host: Host = None,
+    lab: Lab = None,
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
@@ -237,11 +255,16 @@ def deploy(
         allow_mismatch=allow_mismatch,
         overlays=overlay or (),
         progress=terminal.progress,
+        host=host,
+        lab=lab,
     )
+    ran = None if host is None else _on_hosts(out, host, lab, overlay, terminal, seconds=1.0)
     if as_json:
-        _print_json(results.to_json(result))
+        _print_json(results.to_json(result) | ({} if ran is None else {"hosts": results.unstructure(ran.hosts)}))
     else:
         _print_summary(result, terminal)
+    if ran is not None:
+        _finish_hosts(ran, terminal, as_json)
 
 
 @app.command()
@@ -283,6 +306,8 @@ def plan(
             metavar="A B",
         ),
     ] = None,
+    host: Host = None,
+    lab: Lab = None,
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
@@ -324,6 +349,8 @@ def plan(
         prune=not no_prune,
         overlays=overlay or (),
         progress=terminal.progress,
+        host=host,
+        lab=lab,
     )
     document = results.unstructure(found)
     _write_front(found, front_files)
@@ -346,6 +373,8 @@ def predict(
     ] = None,
     threads: Threads = None,
     shape: Shape = None,
+    host: Host = None,
+    lab: Lab = None,
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
@@ -367,11 +396,72 @@ def predict(
         shapes=shapes,
         overlays=overlay or (),
         progress=terminal.progress,
+        host=host,
+        lab=lab,
     )
     if as_json:
         _print_json(results.unstructure(found))
     else:
         tables.print_prediction(found, terminal.out)
+
+
+@app.command()
+def profile(
+    context: typer.Context,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="With --diff: two device profiles.", metavar="[A B]", show_default=False)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", help="The board: see `edgekit targets`.", metavar="NAME")
+    ] = None,
+    threads: Threads = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write the profile to this file; default: among your own, which every command takes in place of the "
+            "shipped one of that name.",
+            metavar="FILE",
+        ),
+    ] = None,
+    diff: Annotated[
+        bool,
+        typer.Option("--diff", help="Show what your own profile of --target changed, or what differs from A to B."),
+    ] = False,
+    host: Host = None,
+    lab: Lab = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what a board costs in some minutes, so that latencies on it can be predicted; or compare profiles.
+
+    edgekit profile --target host
+
+    edgekit profile --diff --target host
+    """
+    if diff:
+        _print_profile_difference(context, files or [], target, overlay, as_json)
+        return
+    if files or target is None:
+        problem = f"profile takes no file {files[0]}" if files else "profile needs --target"
+        raise InputError(problem, "write edgekit profile --target NAME, or edgekit profile --diff A B")
+    from edgekit import api, results
+    from edgekit.reporting.profiles import print_profile
+
+    terminal = _terminal()
+    found = api.profile(
+        target,
+        threads=threads,
+        out=out,
+        overlays=overlay or (),
+        progress=terminal.progress,
+        host=host,
+        lab=lab,
+    )
+    if as_json:
+        _print_json(results.unstructure(found))
+    else:
+        print_profile(found, terminal.out)
 
 
 @app.command()
@@ -413,6 +503,10 @@ def targets(
             _print_json({"target": results.unstructure(target), "device_profile": results.unstructure(profile)})
         else:
             tables.print_target(target, profile, _terminal().out)
+            file = catalog.profile_file(target.device_profile, overlays)
+            if file.parent == catalog.own_profiles():
+                more = f"edgekit profile --diff --target {name}"
+                sys.stdout.write(f"the device profile is your own: {file}; {more} shows what it changes\n")
         return
     known = catalog.targets(overlays)
     if as_json:
@@ -421,24 +515,97 @@ def targets(
         tables.print_targets(known.values(), _terminal().out)
 
 
+toolchain = typer.Typer(
+    help="The environments that converters run in; made on first use, or ahead of time.",
+    cls=_Commands,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(toolchain, name="toolchain")
+
+
+@toolchain.command("list")
+def toolchain_list(as_json: Json = False) -> None:
+    """List the toolchains, and whether they are installed."""
+    from edgekit import toolchains
+
+    rows = [
+        {"name": name, "description": chain.description, "state": toolchains.problem(name) or "installed"}
+        for name, chain in toolchains.known().items()
+    ]
+    if as_json:
+        _print_json({"toolchains": rows})
+    else:
+        for row in rows:
+            sys.stdout.write(f"{row['name']}: {row['state']}; {row['description']}\n")
+
+
+@toolchain.command("install")
+def toolchain_install(
+    name: Annotated[str, typer.Argument(help="See `edgekit toolchain list`.", metavar="NAME")],
+    wheels: Annotated[
+        Path | None, typer.Option("--wheels", help="Install from this folder of wheels, without any network.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a toolchain's environment, anew where there is one."""
+    from edgekit import toolchains
+    from edgekit.progress import OnConsole
+
+    python = toolchains.ensure(name, OnConsole(_terminal().err), wheels, again=True)
+    if as_json:
+        _print_json({"name": name, "python": str(python)})
+
+
 @app.command()
 def bench(
     bundle: Bundle,
     seconds: Annotated[float, typer.Option("--seconds", min=0.1, max=600, help="How long to measure.")] = 3.0,
+    host: Host = None,
+    lab: Lab = None,
     overlay: Overlay = None,
     as_json: Json = False,
 ) -> None:
-    """Verify a bundle and measure its latency again on this machine."""
+    """Verify a bundle and measure its latency again: on this machine, or on one or several boards at once.
+
+    edgekit bench bundle --host pi@192.168.1.20,pi@192.168.1.21
+    """
     from edgekit import api, results
     from edgekit.reporting import tables
 
     terminal = _terminal()
+    if host is not None and "," in host:
+        ran = _on_hosts(bundle, host, lab, overlay, terminal, seconds)
+        if as_json:
+            _print_json(results.unstructure(ran))
+        _finish_hosts(ran, terminal, as_json)
+        return
     with terminal.progress.stage(f"measure {bundle}"):
-        found = api.bench(bundle, seconds, overlay or ())
+        found = api.bench(bundle, seconds, overlay or (), host, lab, terminal.progress)
     if as_json:
         _print_json(results.unstructure(found))
     else:
         tables.print_bench(found, terminal.out)
+
+
+def _on_hosts(
+    bundle: Path, host: str, lab: Path | None, overlay: list[Path] | None, terminal: _Terminal, seconds: float
+) -> HostsBench:
+    from edgekit import api
+
+    with terminal.progress.stage(f"run {bundle} on {host}"):
+        return api.bench_hosts(bundle, host, seconds, overlay or (), lab, terminal.progress)
+
+
+def _finish_hosts(ran: HostsBench, terminal: _Terminal, as_json: bool) -> None:
+    """Print what the boards did, unless it was as JSON, and fail where one of them did."""
+    from edgekit.reporting.hosts import print_hosts
+
+    if not as_json:
+        print_hosts(ran, terminal.out)
+    if ran.failed:
+        names = ", ".join(row.host for row in ran.failed)
+        raise DeviceError(f"{len(ran.failed)} of {len(ran.hosts)} boards failed: {names}", ran.failed[0].hint)
 
 
 @app.command()
@@ -466,6 +633,48 @@ def report(bundle: Bundle, as_json: Json = False) -> None:
         _print_json(results.to_json(result))
     else:
         _print_summary(result, _terminal())
+
+
+@app.command()
+def sweep(
+    file: Annotated[
+        Path, typer.Argument(help="The sweep: a TOML file with targets, [[model]] and [[budget]].", metavar="FILE")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the table and the bundles go.", metavar="DIR", show_default=False)
+    ],
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            "--scheduler",
+            help="Run on the workers of this Dask scheduler instead of here, as in tcp://10.0.0.1:8786. A board is a "
+            "resource of its worker: dask worker ADDRESS --nthreads 1 --resources board:NAME=1.",
+            metavar="ADDRESS",
+        ),
+    ] = None,
+    lab: Lab = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Deploy every model to every target within every budget; write one table and one report.
+
+    edgekit sweep sweep.toml --out sweep
+
+    A cell that cannot is a row with its error. Run it again to resume. Exit code: 0 if every cell is done, else that of
+    the worst, by the order 1 (crashed), 5, 4, 2, 7, 6, 3.
+    """
+    from edgekit.reporting import sweeps
+    from edgekit.sweep import run_sweep
+    from edgekit.sweeping import table
+
+    terminal = _terminal()
+    found = run_sweep(file, out, scheduler=scheduler, lab=lab, overlays=overlay or (), progress=terminal.progress)
+    if as_json:
+        _print_json(table.to_json(found))
+    else:
+        sweeps.print_sweep(found, terminal.out, str(out))
+    if found.exit_code:
+        raise typer.Exit(found.exit_code)
 
 
 def _print_summary(result: Any, terminal: _Terminal) -> None:
@@ -502,6 +711,28 @@ def _print_difference(a: Path, b: Path, as_json: bool) -> None:
         _print_json(results.unstructure(found))
     else:
         comparison.print_difference(found, _terminal().out)
+
+
+def _print_profile_difference(
+    context: typer.Context, files: list[Path], target: str | None, overlay: list[Path] | None, as_json: bool
+) -> None:
+    from edgekit import api, results
+    from edgekit.reporting.profiles import print_profile_difference
+
+    if len(files) == 2 and target is None:
+        found = api.diff_profiles(files[0], files[1], overlay or ())
+    elif not files and target is not None:
+        found = api.profile_changes(target, overlay or ())
+    else:
+        raise InputError(
+            f"profile --diff with {len(files)} files" + (" and --target" if target else ""),
+            "write edgekit profile --diff --target NAME, or edgekit profile --diff A B",
+        )
+    _require_alone(context, "diff", "as_json", "overlay", "target", "files")
+    if as_json:
+        _print_json(results.unstructure(found))
+    else:
+        print_profile_difference(found, _terminal().out)
 
 
 def _require_writable(*paths: Path | None) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from edgekit import bundle, catalog
+from edgekit.backends import Artifact
 from edgekit.blame import blame
+from edgekit.cost.table import CostTable, total_ms
 from edgekit.devices.race import Raced
+from edgekit.forecast import forecast_latency
 from edgekit.formulate import memory_bytes
 from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import Job
@@ -21,7 +24,7 @@ from edgekit.reporting import html
 from edgekit.results import DeployResult, Round
 from edgekit.scoring import Score, Scorer
 from edgekit.stages import Workbench
-from edgekit.types import Precision
+from edgekit.types import Kind, Precision
 
 RACE_S = 8.0
 # How many plans are raced before the best so far is taken.
@@ -56,9 +59,13 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
         if any(_same(c, contestant) for c in contestants if c.planned is not None and raced):
             break
         contestants.append(contestant)
-        raced = bench.race({c.name: c.artifact for c in contestants}, RACE_S, f"race {len(contestants)} candidates")
+        title = f"race {len(contestants)} candidates"
+        if job.device.at_hand:
+            raced = bench.race({c.name: c.artifact for c in contestants}, RACE_S, title, footprint=True)
+        else:
+            raced = _forecast(bench, planned, contestants)
         rounds.append(_round(len(rounds) + 1, planned, contestant, raced[contestant.name], forbidden))
-        if number == MOST_ROUNDS or not loses(contestant, contestants, raced, job.budget):
+        if not job.device.at_hand or number == MOST_ROUNDS or not loses(contestant, contestants, raced, job.budget):
             break
         losing = losing_layers(bench, contestant, raced[contestant.name]) - forbidden
         if not losing:
@@ -87,17 +94,40 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     return result
 
 
+def _forecast(bench: Workbench, planned: Planned, contestants: Sequence[Contestant]) -> dict[str, Raced]:
+    """What the race would show, by the cost tables that the plan was made from."""
+    totals: dict[str, tuple[float, CostTable]] = {}
+    for contestant in contestants:
+        base = Precision.FP32 if contestant.name == "float" else planned.base
+        table = planned.planning.table
+        if base is not table.base:
+            table = bench.costs(base, weight_only=False).table
+        precisions = {layer.name: contestant.precisions.get(layer.name, base) for layer in bench.job.graph.layers}
+        pruning = planned.pruning
+        if contestant.kept and pruning is not None:
+            table = pruning.at(table, bench.job.graph.edges, pruning.kept(contestant.kept))
+        totals[contestant.name] = (total_ms(table, bench.graph_of(contestant.kept).edges, precisions), table)
+    found = {}
+    for name, (latency_ms, table) in totals.items():
+        figure = table.figure(latency_ms)
+        ratio = latency_ms / totals["float"][0]
+        latency = forecast_latency(figure)
+        found[name] = Raced(latency, ratio, ratio, ratio, kind=figure.kind, source=figure.source)
+    return found
+
+
 def _round(
     number: int, planned: Planned, contestant: Contestant, raced: Raced, forbidden: frozenset[tuple[str, Precision]]
 ) -> Round:
-    first = "raced beside the uniform models" if planned.rounds else "first plan"
+    beside = "raced" if raced.kind is Kind.MEASURED else "compared"
+    first = f"{beside} beside the uniform models" if planned.rounds else "first plan"
     return Round(
         round=number,
         action=(f"{len(forbidden)} layers go" if len(forbidden) > 1 else "1 layer goes") + " back to float"
         if forbidden
         else first,
         predicted_ms=planned.plan.predicted.latency_ms.value,
-        measured_ms=raced.latency_ms.p50,
+        measured_ms=raced.latency_ms.p50 if raced.kind is Kind.MEASURED else None,
         metric=contestant.score.metric.value,
         predicted_loss=planned.plan.predicted.loss,
         measured_loss=contestant.score.noise_power,
@@ -127,13 +157,14 @@ def _conforming(
 
 
 def _same(one: Contestant, other: Contestant) -> bool:
-    return one.precisions == other.precisions and one.kept == other.kept
+    return (one.precisions, one.kept, one.masks) == (other.precisions, other.kept, other.masks)
 
 
 def _planned_contestant(bench: Workbench, scorer: Scorer, name: str, planned: Planned) -> Contestant:
     plan = planned.plan
-    found = _contestant(bench, scorer, name, plan.precisions(), planned.base, planned.float_score, plan.kept())
-    return replace(found, planned=planned)
+    artifact = bench.artifact_of(plan, planned.base)
+    found = _contestant(bench, scorer, name, plan.precisions(), artifact, planned.float_score, plan.kept())
+    return replace(found, planned=planned, masks=plan.masks())
 
 
 def _uniform(bench: Workbench, scorer: Scorer, planned: Planned) -> list[Contestant]:
@@ -151,7 +182,8 @@ def _uniform(bench: Workbench, scorer: Scorer, planned: Planned) -> list[Contest
     found = []
     for name, precisions in uniform.items():
         base = Precision.FP32 if name == "float" else planned.base
-        found.append(_contestant(bench, scorer, name, precisions, base, planned.float_score))
+        artifact = bench.artifact(precisions, base)
+        found.append(_contestant(bench, scorer, name, precisions, artifact, planned.float_score))
     return found
 
 
@@ -160,11 +192,10 @@ def _contestant(
     scorer: Scorer,
     name: str,
     precisions: Mapping[str, Precision],
-    base: Precision,
+    artifact: Artifact,
     float_score: Score,
     kept: Mapping[str, int] | None = None,
 ) -> Contestant:
-    artifact = bench.artifact(precisions, base, kept)
     score = scorer.score(artifact, name)
     memory = memory_bytes(bench.graph_of(kept), precisions, bench.job.device.backend.runtime_weight_bits)
     return Contestant(name, precisions, artifact, score, scorer.drop(float_score, score), memory, kept=kept or {})
@@ -178,9 +209,10 @@ def _pack(job: Job, chosen: Contestant, result: DeployResult, out: Path) -> None
         result=result,
         artifact=bundle.Artifact(artifact.path.name, backend.hint(artifact.base), job.device.threads),
         artifact_files={path.name: path for path in artifact.files},
+        compressed=artifact.compressed,
         preprocess=preprocess_contract(job.data.recipe, job.graph.inputs, raw=job.data.raw),
         vectors=_vectors(job, chosen),
-        runner=catalog.data_root() / "targets" / "runners" / backend.RUNNER,
+        runner=catalog.runner_files(backend.RUNNER),
         report_html=html.render(result),
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from edgekit import results
 from edgekit.errors import InputError
 from edgekit.results import ModelInfo
-from edgekit.types import Budget, LayerChoice, Plan, Precision
+from edgekit.types import Budget, LayerChoice, Mask, Plan, Precision
 
 SCHEMA = "edgekit/plan-diff/1"
 # What `edgekit plan` writes, and what bundles and `edgekit deploy --json` hold.
@@ -33,11 +33,14 @@ class Decided:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two plans: the file it was read from, and the digest of its decisions."""
+    """One of the two plans: the file it was read from, the digest of its decisions, and whether its weights ship
+    compressed.
+    """
 
     file: str
     target: str
     plan_digest: str
+    compressed: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class LayerOption:
 
     precision: Precision
     keep: float
+    mask: Mask = Mask.NONE
 
 
 @dataclass(frozen=True)
@@ -130,11 +134,12 @@ def compare(a: Decided, b: Decided) -> PlanDifference:
     budget = tuple(one for one in _budgets(a.budget, b.budget) if one.a != one.b)
     totals = _totals(a.plan, b.plan)
     layers, groups = _layers(a.plan, b.plan), _groups(a.plan, b.plan)
-    same = a.target == b.target and not (budget or layers or groups) and all(one.a == one.b for one in totals)
+    alike = a.target == b.target and a.plan.compressed == b.plan.compressed
+    same = alike and not (budget or layers or groups) and all(one.a == one.b for one in totals)
     return PlanDifference(
         model=a.model,
-        a=Side(a.file, a.target, a.plan.digest),
-        b=Side(b.file, b.target, b.plan.digest),
+        a=Side(a.file, a.target, a.plan.digest, a.plan.compressed),
+        b=Side(b.file, b.target, b.plan.digest, b.plan.compressed),
         same=same,
         totals=totals,
         budget=budget,
@@ -176,7 +181,7 @@ def _layers(a: Plan, b: Plan) -> tuple[LayerDifference, ...]:
 
 
 def _option(choice: LayerChoice | None) -> LayerOption | None:
-    return None if choice is None else LayerOption(choice.precision, choice.keep)
+    return None if choice is None else LayerOption(choice.precision, choice.keep, choice.mask)
 
 
 def _groups(a: Plan, b: Plan) -> tuple[GroupDifference, ...]:

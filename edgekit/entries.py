@@ -19,23 +19,127 @@ class Target:
     """What ``--target`` names: a device profile, a backend with its runtime, and how to reach the device.
 
     ``precisions`` are what the backend may try; what loses on the device is dropped when it is probed. ``runtime`` is a
-    requirement in the notation of PEP 508.
+    requirement in the notation of PEP 508. ``sparsity`` says what gains from zeros among the weights: "unstructured"
+    where weights may be stored compressed and expanded at load, so that ``--size`` counts the compressed bytes; "2:4"
+    where kernels skip two of any four, by the profile's ``sparse_speedup``.
     """
 
     name: str
     description: str
-    backend: Literal["openvino"]
+    backend: Literal["openvino", "tflite"]
     device_profile: str
     precisions: tuple[Precision, ...]
     runtime: str = ""
     transport: Literal["local", "ssh"] = "local"
     threads: int = 1
+    sparsity: tuple[Literal["unstructured", "2:4"], ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.threads >= 1, "threads", f"must be at least 1, not {self.threads}")
         _check(Precision.FP32 in self.precisions, "precisions", 'must hold "fp32", which every plan can fall back to')
         repeated = [p.value for i, p in enumerate(self.precisions) if p in self.precisions[:i]]
         _check(not repeated, "precisions", f"holds {', '.join(repeated)} twice")
+        expands = self.backend == "openvino"  # whose runner knows how
+        _check(
+            expands or "unstructured" not in self.sparsity, "sparsity", f"{self.backend} cannot expand weights at load"
+        )
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A part of a device that runs networks. ``peak_gmacs`` is its theoretical best by precision, all cores together,
+    in 1e9 multiply-accumulates a second (vendors count each as two operations). Boards of one ``architecture`` share
+    what was learnt of it.
+    """
+
+    name: str
+    kind: Literal["cpu", "gpu", "npu", "dla"]
+    architecture: str
+    peak_gmacs: dict[Precision, float]
+    cores: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self.cores >= 1, "cores", f"must be at least 1, not {self.cores}")
+        _check(bool(self.peak_gmacs), "peak_gmacs", "must name at least one precision")
+        _check(all(peak > 0 for peak in self.peak_gmacs.values()), "peak_gmacs", "must hold positive numbers")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Main memory: theoretical bandwidth, and the sizes that the board is sold with."""
+
+    bandwidth_gbs: float
+    sizes_mb: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check(self.bandwidth_gbs > 0, "bandwidth_gbs", f"must be positive, not {self.bandwidth_gbs}")
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one runtime costs here in one precision: the coefficients of `edgekit.cost.profile`, and how far to trust
+    them.
+
+    ``factors``: milliseconds for each start (call, layer, operator); for MACs by kind and for bytes, times the time
+    that the peak promises. ``covariance``: of the factors' logarithms, lower triangle, in the order of ``factors``.
+    ``spread``: standard deviation of the logarithm of a latency that comes on top, of networks that nobody measured.
+    ``interval``: standard deviations to each side that hold 90 %, from held-out model families or, with no rows of this
+    device, from held-out devices. ``kinds``, ``macs`` and ``elements`` (of activations) are what the rows covered.
+    """
+
+    runtime: str
+    processor: Literal["cpu", "gpu", "npu", "dla"]
+    precision: Precision
+    rows: int
+    evidence: str
+    factors: dict[str, float]
+    covariance: tuple[str, ...]
+    spread: float
+    interval: float
+    kinds: tuple[str, ...]
+    macs: tuple[float, ...]
+    elements: tuple[float, ...]
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.threads >= 0, "threads", f"must not be negative, not {self.threads}")
+        _check(all(f > 0 for f in self.factors.values()), "factors", "must hold positive numbers")
+        try:
+            lengths = [len(row) for row in self.covariance_rows()]
+        except ValueError:
+            lengths = []
+        whole = lengths == list(range(1, len(self.factors) + 1))
+        _check(whole, "covariance", "must have a text for each factor, of 1, 2, 3 ... numbers")
+        _check(self.spread > 0 and self.interval > 0, "interval", "and spread must be positive")
+        for key in ("macs", "elements"):
+            given = getattr(self, key)
+            _check(len(given) == 2 and 0 < given[0] <= given[1], key, f"must be [lowest, highest], not {list(given)}")
+
+    def covariance_rows(self) -> tuple[tuple[float, ...], ...]:
+        """The lower triangle as numbers."""
+        return tuple(tuple(map(float, row.split())) for row in self.covariance)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A whole network that was measured on the user's own device, beside what the costs alone predict for it.
+
+    ``model`` is the SHA-256 of its file, ``date`` that of the measurement (YYYY-MM-DD).
+    """
+
+    runtime: str
+    processor: Literal["cpu", "gpu", "npu", "dla"]
+    precision: Precision
+    model: str
+    predicted_ms: float
+    measured_ms: float
+    date: str
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for key in ("predicted_ms", "measured_ms"):
+            _check(getattr(self, key) > 0, key, f"must be positive, not {getattr(self, key)}")
+        _check(self.threads >= 0, "threads", f"must not be negative, not {self.threads}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +147,10 @@ class DeviceProfile:
     """What is known about one piece of hardware, with its sources.
 
     ``channel_step``: kept channels are rounded to multiples of this. ``prediction_error``: relative half-width of the
-    90 % interval of a latency predicted as a sum of layer costs.
+    90 % interval of a latency predicted as a sum of layer costs that were measured on the device. ``sparse_speedup``: a
+    layer's latency over its latency with 2:4 sparse weights, measured or cited in ``sources``; 1 where nothing is known
+    to gain. ``costs`` predict for a device that nobody has at hand; ``anchors`` correct them
+    (`edgekit.cost.anchoring`).
     """
 
     name: str
@@ -52,10 +159,28 @@ class DeviceProfile:
     sources: tuple[str, ...] = ()
     channel_step: int = 1
     prediction_error: float = 0.10
+    sparse_speedup: float = 1.0
+    memory: Memory | None = None
+    processors: tuple[Processor, ...] = ()
+    costs: tuple[Costs, ...] = ()
+    anchors: tuple[Anchor, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.channel_step >= 1, "channel_step", f"must be at least 1, not {self.channel_step}")
         _check(0 < self.prediction_error < 1, "prediction_error", f"must lie in (0, 1), not {self.prediction_error}")
+        _check(1 <= self.sparse_speedup <= 2, "sparse_speedup", f"must lie in 1..2, not {self.sparse_speedup}")
+        kinds = [processor.kind for processor in self.processors]
+        _check(len(kinds) == len(set(kinds)), "processors", "must hold each kind once")
+        lonely = sorted({cost.processor for cost in self.costs} - set(kinds))
+        _check(not lonely, "costs", f"need a processor of kind {', '.join(lonely)}")
+        _check(not self.costs or self.memory is not None, "memory", "is needed by the costs")
+        seen = [(cost.runtime, cost.processor, cost.precision, cost.threads) for cost in self.costs]
+        twice = [key for i, key in enumerate(seen) if key in seen[:i]]
+        _check(not twice, "costs", f"holds {' '.join(map(str, twice[0]))} twice" if twice else "")
+
+    def part(self, kind: str) -> Processor | None:
+        """The processor of that kind, or None."""
+        return next((processor for processor in self.processors if processor.kind == kind), None)
 
 
 @dataclass(frozen=True)

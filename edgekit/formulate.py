@@ -14,6 +14,7 @@ from edgekit.cost.table import CostTable
 from edgekit.graph import Graph
 from edgekit.graph.liveness import live_steps, peak_activation_bytes
 from edgekit.graph.sizes import Size, constant
+from edgekit.masking import MaskTables, Option
 from edgekit.planner import (
     ActivationTensor,
     Boundary,
@@ -30,7 +31,7 @@ from edgekit.planner import (
 )
 from edgekit.planner.problem import Cells
 from edgekit.pruning import PruningTables
-from edgekit.types import Budget, Figure, GroupChoice, Kind, Layer, LayerChoice, Plan, Precision, Predicted
+from edgekit.types import Budget, GroupChoice, Layer, LayerChoice, Mask, Plan, Precision, Predicted
 
 Losses = Mapping[str, Mapping[Precision, float]]
 
@@ -50,6 +51,21 @@ class Planning:
     problem: Problem
     pruning: PruningTables | None = None
     loss_factor: float = 1.0
+    masks: MaskTables | None = None
+
+    def weight_bytes(self, layer: Layer, precision: Precision, mask: Mask, compressed: bool) -> int:
+        """Stored bytes of a layer of this graph, or of what pruning left of it."""
+        plain = weight_bytes(layer.weight_elements, layer.bias_elements, precision)
+        if self.masks is None or not compressed:
+            return plain
+        whole = next(one for one in self.graph.layers if one.name == layer.name)
+        return round(_compressed_share(whole, (precision, mask), self.masks) * plain) + self.masks.other_bytes
+
+    def loss(self, layer: str, precision: Precision, mask: Mask = Mask.NONE) -> float:
+        """What a layer's option loses, as it was measured alone."""
+        if mask is Mask.NONE or self.masks is None:
+            return self.losses[layer][precision]
+        return self.masks.losses[layer][precision, mask]
 
     def kept(self, solution: Solution) -> dict[str, int]:
         """Channel group -> kept channels, of the groups that had a choice."""
@@ -61,29 +77,28 @@ class Planning:
     def plan(self, solution: Solution) -> Plan:
         """The solution in words, with its predicted totals."""
         totals = solution.totals
-        margin = totals.latency_ms * self.table.interval
-        latency = Figure(
-            Kind.PREDICTED,
-            totals.latency_ms,
-            totals.latency_ms - margin,
-            totals.latency_ms + margin,
-            self.table.evidence,
-        )
         choices = [layer.options[index] for layer, index in zip(self.problem.layers, solution.choice, strict=True)]
         named = self.kept(solution)
         return Plan(
             layers=tuple(
-                LayerChoice(layer.name, layer.op_type, option.precision, self.keep_ratio(layer.name, named))
+                LayerChoice(
+                    layer.name, layer.op_type, option.precision, self.keep_ratio(layer.name, named), option.mask
+                )
                 for layer, option in zip(self.problem.layers, choices, strict=True)
             ),
             predicted=Predicted(
-                latency, totals.weight_bytes, totals.peak_activation_bytes, totals.memory_bytes, totals.loss
+                self.table.figure(totals.latency_ms),
+                totals.weight_bytes,
+                totals.peak_activation_bytes,
+                totals.memory_bytes,
+                totals.loss,
             ),
             gap=solution.search_gap,
             binding=tuple(BUDGETS[limit] for limit in solution.binding),
             groups=tuple(
                 GroupChoice(group.name, group.options[0].kept, named[group.name]) for group in self.problem.groups
             ),
+            compressed=self.masks is not None and self.masks.compressed,
         )
 
     def keep_ratio(self, layer: str, kept: Mapping[str, int]) -> float:
@@ -106,35 +121,41 @@ def formulate(
     forbidden: frozenset[tuple[str, Precision]] = frozenset(),
     pruning: PruningTables | None = None,
     loss_factor: float = 1.0,
+    masks: MaskTables | None = None,
 ) -> Planning:
-    """One option for each entry of the cost table that is not ``forbidden``, and one for each keep count that
-    ``pruning`` offers.
+    """One option for each entry of the cost table that is not ``forbidden``, one more for each mask that ``masks``
+    offers it, and one for each keep count that ``pruning`` offers.
 
     ``runtime_weight_bits`` says how wide a weight is in memory once the runtime has loaded it: weight-only int8 of a
     convolution is unpacked at load, so it saves storage and no memory. ``loss_factor`` scales the losses of the layers.
     """
     index = {layer.name: number for number, layer in enumerate(graph.layers)}
     groups = _Groups(pruning)
+    offered = masks or MaskTables({})
     layers: list[PlanningLayer] = []
     shape_costs: list[ShapeCost] = []
     for number, layer in enumerate(graph.layers):
         precisions = [p for p in table.latency_ms[layer.name] if (layer.name, p) not in forbidden]
-        latency = [_split(groups.latency_ms(table, layer.name, p), groups) for p in precisions]
-        weights, biases = groups.parameters(layer)
-        stored = [_split(weights.times(p.weight_bits // 8).plus(biases.times(4)), groups) for p in precisions]
-        resident = [
-            _split(weights.times(runtime_weight_bits[p] // 8).plus(biases.times(4)), groups) for p in precisions
+        chosen = offered.options(layer.name, precisions)
+        latency = [
+            _split(groups.latency_ms(table, layer.name, p).times(1 / offered.speedup(mask)), groups)
+            for p, mask in chosen
         ]
+        weights, biases = groups.parameters(layer)
+        stored = [_split(_stored(layer, option, weights, biases, offered), groups) for option in chosen]
+        resident = [_split(weights.times(runtime_weight_bits[p] // 8).plus(biases.times(4)), groups) for p, _ in chosen]
         options = tuple(
             LayerOption(
                 precision=precision,
                 latency_ms=time.fixed,
                 weight_bytes=round(disk.fixed),
                 memory_bytes=round(memory.fixed),
-                loss=losses[layer.name][precision] * loss_factor,
+                loss=loss_factor
+                * (losses[layer.name][precision] if mask is Mask.NONE else offered.losses[layer.name][precision, mask]),
                 domain=_INT8 if precision is Precision.INT8 else _FLOAT,
+                mask=mask,
             )
-            for precision, time, disk, memory in zip(precisions, latency, stored, resident, strict=True)
+            for (precision, mask), time, disk, memory in zip(chosen, latency, stored, resident, strict=True)
         )
         layers.append(PlanningLayer(layer.name, layer.op_type, options))
         shape_costs += _shape_costs(number, latency, stored, resident, groups)
@@ -144,20 +165,21 @@ def formulate(
         for time in [_split(groups.tensor_share(edge.tensor).times(table.boundary_ms(edge)), groups)]
     )
     tensors, steps = live_steps(graph)
-    scale = table.base.activation_bits / 32
     activations = []
     for tensor in tensors:
-        width = int(tensor.element_bytes * (scale if tensor.element_bytes == 4 else 1))
+        large, small = tensor.bytes_large(table.base.activation_bits), tensor.small_bytes
         elements = _split(groups.tensor_share(tensor.name).times(tensor.elements), groups)
+        deciders = tuple(index[name] for name in tensor.deciders)
         activations.append(
             ActivationTensor(
-                bytes_full=round(elements.fixed) * width,
-                bytes_small=round(elements.fixed),
-                deciders=tuple(index[name] for name in tensor.deciders),
+                bytes_full=round(elements.fixed) * large,
+                bytes_small=round(elements.fixed) * small,
+                deciders=deciders if tensor.domain == _FLOAT else (),
                 parts=tuple(
-                    TensorPart(g, tuple(round(v) * width for v in values), tuple(round(v) for v in values))
+                    TensorPart(g, tuple(round(v) * large for v in values), tuple(round(v) * small for v in values))
                     for g, values in _by_option(elements, groups)
                 ),
+                int8_deciders=deciders if tensor.domain == _INT8 else (),
             )
         )
     problem = Problem(
@@ -168,7 +190,20 @@ def formulate(
         groups=groups.planning,
         shape_costs=tuple(shape_costs),
     )
-    return Planning(graph, table, losses, problem, pruning, loss_factor)
+    return Planning(graph, table, losses, problem, pruning, loss_factor, masks)
+
+
+def _stored(layer: Layer, option: Option, weights: Size, biases: Size, masks: MaskTables) -> Size:
+    """Stored bytes of a layer's option. Fewer channels are taken to compress as all do."""
+    plain = weights.times(option[0].weight_bits // 8).plus(biases.times(4))
+    if not masks.compressed:
+        return plain
+    return plain.times(_compressed_share(layer, option, masks)).plus(constant(masks.other_bytes))
+
+
+def _compressed_share(layer: Layer, option: Option, masks: MaskTables) -> float:
+    plain = weight_bytes(layer.weight_elements, layer.bias_elements, option[0])
+    return masks.stored_bytes[layer.name][option] / plain if plain else 0.0
 
 
 class _Groups:

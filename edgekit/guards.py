@@ -18,7 +18,7 @@ from edgekit.planning import Planned
 from edgekit.scoring import Score
 from edgekit.search import within
 from edgekit.stages import Workbench
-from edgekit.types import Budget, Conformance, Figure, Mismatch, Precision
+from edgekit.types import Budget, Conformance, Figure, Mask, Mismatch, Precision
 
 # Medians of one race that are closer than this do not rank two candidates.
 _RESOLVED = 0.01
@@ -27,7 +27,7 @@ _RESOLVED = 0.01
 @dataclass(frozen=True)
 class Contestant:
     """A candidate with its artifact and score; ``planned`` is None for the uniform ones. ``kept`` are the channels that
-    stay in the groups that lose some.
+    stay in the groups that lose some, ``masks`` the layers with zeros among their weights.
     """
 
     name: str
@@ -38,6 +38,12 @@ class Contestant:
     memory_bytes: int
     planned: Planned | None = None
     kept: Mapping[str, int] = field(default_factory=dict)
+    masks: Mapping[str, Mask] = field(default_factory=dict)
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the weights ship compressed."""
+        return bool(self.artifact.compressed)
 
 
 def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget: Budget) -> tuple[Contestant, str]:
@@ -108,6 +114,9 @@ def losing_layers(bench: Workbench, contestant: Contestant, raced: Raced) -> fro
 def conformance(bench: Workbench, contestant: Contestant) -> Conformance:
     """Each layer's planned precision against the executed one."""
     backend = bench.job.device.backend
+    if not bench.job.device.at_hand and backend.compiled_rows(contestant.artifact) is None:
+        reason = f"no device returned what it executes: {bench.job.target.name} was not at hand"
+        return Conformance(len(bench.job.graph.layers), 0, unknown=reason)
     executed = executed_precisions(backend.executed_nodes(bench.profile(contestant.artifact), bench.job.graph))
     planned = {layer.name: contestant.precisions.get(layer.name, Precision.FP32) for layer in bench.job.graph.layers}
     mismatches = tuple(

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import catalog
+from edgekit import catalog, toolchains
 from edgekit.backends import backend
 from edgekit.devices import local
+from edgekit.devices.lab import find_boards, open_lab
 from edgekit.devices.race import Device
-from edgekit.errors import DeviceError, InputError
+from edgekit.devices.ssh import SshTransport
+from edgekit.errors import InputError
 from edgekit.graph import Graph, load, to_bytes
 from edgekit.progress import Progress, Silent
 from edgekit.recipes.metrics import default_metric, metric
@@ -65,16 +67,26 @@ class Job:
         return hashlib.sha256(to_bytes(self.graph.model)).hexdigest()
 
 
-def open_device(target: Target, threads: int | None) -> Device:
-    """The device of a target. Raises `DeviceError` for a transport that this version does not have."""
-    if target.transport != "local":
-        raise DeviceError(
-            f"target {target.name!r} is reached by {target.transport}, which this version cannot do",
-            "deploy to this machine with --target host",
-        )
+def open_device(
+    target: Target,
+    threads: int | None,
+    host: str | None = None,
+    lab: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Device:
+    """The device of a target: the first board of ``host``, or of the lab where it has boards of this target, else this
+    machine; or one that is not at hand, for a target that is reached over ssh. Nothing is connected yet.
+    """
     adapter = backend(target.backend)
+    threads = threads or target.threads
     runner = catalog.data_root() / "targets" / "runners" / adapter.RUNNER
-    return Device(adapter, lambda job, timeout_s: local.run_job(runner, job, timeout_s), threads or target.threads)
+    run = local.run_job
+    boards = find_boards(host, target.name if target.transport == "ssh" else "", open_lab(lab))
+    if boards:
+        run = SshTransport(boards[0], (target.runtime or target.backend, "numpy"), progress or Silent()).run_job
+    elif target.transport != "local":
+        return Device(adapter, None, threads)
+    return Device(adapter, lambda job, timeout_s: run(runner, job, timeout_s), threads)
 
 
 def open_data(
@@ -131,6 +143,8 @@ def prepare(
     overlays: Sequence[str | Path] = (),
     progress: Progress | None = None,
     prune: bool = True,
+    host: str | None = None,
+    lab: str | Path | None = None,
 ) -> Job:
     """Check and load everything that the user named, cheapest first, so that a typo does not cost a minute.
 
@@ -140,12 +154,14 @@ def prepare(
     chosen = catalog.target(target, overlays)
     profile = catalog.device_profile(chosen.device_profile, overlays)
     steps = catalog.recipe(recipe, overlays)
-    device = open_device(chosen, threads)
+    device = open_device(chosen, threads, host, lab, progress)
     if data is not None and not Path(data).exists():
         raise InputError(f"data {data}: no such file or folder", "pass an .npz, or a folder that the recipe can read")
     path = Path(model)
     with progress.stage(f"load {path.name}"):
         graph = load(path, shapes)
+    if device.backend.TOOLCHAIN:
+        toolchains.ensure(device.backend.TOOLCHAIN, progress)
     if not graph.layers:
         raise InputError(f"{path}: the model has no layer with weights or a matrix product: nothing to plan")
     samples = open_data(graph, steps, data, evaluation, metric_name, use_synthetic)

@@ -1,16 +1,22 @@
-"""Which keep counts are offered to a plan: those that fill steps of the device, lose little enough, and save time."""
+"""What is offered to a plan: keep counts that fill steps of the device, lose little enough, and save time; zeros among
+the weights where they save size or time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from edgekit.compress.masks import can_be_masked
 from edgekit.cost.measured import MeasuredCosts
 from edgekit.cost.shapes import ShapeTable, fit_shapes
 from edgekit.cost.table import CostTable
+from edgekit.masking import MaskTables, Option
 from edgekit.pruning import PruningTables, keep_counts
 from edgekit.results import DroppedOption
 from edgekit.stages import Workbench
+from edgekit.types import Mask, Precision
 
 # Alone it leaves less than 13 dB between signal and noise: no plan that keeps a metric has room for it.
 HOPELESS_LOSS = 0.05
@@ -95,3 +101,61 @@ def _worthwhile(tables: PruningTables, table: CostTable) -> tuple[PruningTables,
             for kept in sorted(useless, reverse=True)
         ]
     return replace(tables, losses=kept_losses), dropped
+
+
+def offer_masks(
+    bench: Workbench, table: CostTable, base_loss: float, compressed: bool
+) -> tuple[MaskTables | None, tuple[DroppedOption, ...]]:
+    """What zeros among the weights offer on this target: time, where its profile says so (2:4); and size, where the
+    weights are to be stored ``compressed``. None where neither.
+
+    ``base_loss`` is what each layer loses by the float precision of the model. Half of a layer's weights go first, and
+    three quarters only where that was not hopeless.
+    """
+    job, masker = bench.job, bench.masker
+    wanted = [Mask.HALF, Mask.THREE_QUARTERS] if compressed else []
+    if "2:4" in job.target.sparsity and job.profile.sparse_speedup > 1:
+        wanted.append(Mask.TWO_OF_FOUR)
+    if not wanted:
+        return None, ()
+    offered = {layer.name: list(table.latency_ms[layer.name]) for layer in job.graph.layers}
+    able = can_be_masked(job.graph)
+    stored: dict[str, dict[Option, int]] = {}
+    least, worth, other_bytes = dict[str, int](), 0.0, 0
+    if compressed:
+        stored = _stored_bytes(bench, dict.fromkeys(offered, Mask.NONE), offered)
+        least = {name: min(row.values()) for name, row in stored.items()}
+        worth = WORTHWHILE * sum(least.values())
+        able = tuple(name for name in able if least[name] > worth)
+        smallest = {name: min(row, key=lambda option: row[option])[0] for name, row in stored.items()}
+        whole = bench.artifact(smallest, table.base, compressed=True).weight_bytes
+        other_bytes = max(0, math.ceil((whole - sum(least.values())) / len(least)))
+    losses: dict[str, dict[Option, float]] = {}
+    dropped: list[DroppedOption] = []
+    for mask in wanted:
+        trying = [
+            (name, precision, mask)
+            for name in able
+            for precision in offered[name]
+            if mask is not Mask.THREE_QUARTERS or (precision, Mask.HALF) in losses.get(name, {})
+        ]
+        if compressed:
+            masked = _stored_bytes(bench, dict.fromkeys((name for name, _, _ in trying), mask), offered)
+            for name, row in masked.items():
+                stored[name] |= row
+        if mask is not Mask.TWO_OF_FOUR:  # else it gains time, whatever its size
+            trying = [(n, p, m) for n, p, m in trying if stored[n][p, m] < least[n] - worth]
+        for (name, precision, _), loss in masker.losses(trying, bench.ranges).items():
+            if loss <= HOPELESS_LOSS:
+                losses.setdefault(name, {})[precision, mask] = loss + base_loss
+            else:
+                reason = f"alone adds noise of {loss:.2g} of the signal"
+                dropped.append(DroppedOption(f"{mask.value} zeros in {precision.value}", name, reason))
+    return MaskTables(losses, stored, other_bytes, job.profile.sparse_speedup), tuple(dropped)
+
+
+def _stored_bytes(
+    bench: Workbench, masks: Mapping[str, Mask], offered: Mapping[str, Sequence[Precision]]
+) -> dict[str, dict[Option, int]]:
+    found = bench.masker.stored_bytes(masks, tuple(dict.fromkeys(p for row in offered.values() for p in row)))
+    return {name: {(p, masks[name]): found[name][p] for p in offered[name]} for name in found}

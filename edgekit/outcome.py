@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from edgekit import conditions as race_conditions
 from edgekit.cost.table import mac_baseline_ms, predict_ms, re_anchored
 from edgekit.devices.race import Raced
 from edgekit.formulate import weight_bytes
@@ -37,7 +39,7 @@ from edgekit.results import (
     Round,
 )
 from edgekit.stages import Workbench
-from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, MetricResult, Plan, Precision, Predicted
+from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, Mask, MetricResult, Plan, Precision, Predicted
 from edgekit.versions import versions
 
 
@@ -81,14 +83,16 @@ def plan_result(bench: Workbench, planned: Planned) -> PlanResult:
         plan=planned.plan,
         metric=planned.float_score.metric,
         drop=planned.tried[0].drop,
-        layers=_layer_details(planned, planned.plan.precisions(), graph, planned.plan.kept()),
+        layers=_layer_details(planned, planned.plan, graph),
         options_dropped=planned.dropped,
         pareto=_considered(planned),
         warnings=_warnings(job),
         groups=_group_details(bench, planned, planned.plan.kept()),
         fixed=_fixed_details(bench),
         rounds=planned.rounds,
-        prices=price_budgets(planned.planning, planned.tried[0].solution, job.budget),
+        prices=()
+        if planned.planning.table.unknown
+        else price_budgets(planned.planning, planned.tried[0].solution, job.budget),
     )
 
 
@@ -108,7 +112,9 @@ def assemble(
     one that was raced.
     """
     job = bench.job
+    held = raced["float"].conditions
     taken = {layer.name: chosen.precisions.get(layer.name, Precision.FP32) for layer in job.graph.layers}
+    shipped = _shipped_plan(planned, chosen, taken)
     raced_plan = next(c for c in reversed(contestants) if c.planned is planned)
     return DeployResult(
         target=job.target.name,
@@ -118,8 +124,8 @@ def assemble(
         data=_data_info(job),
         recipe=_recipe_info(job),
         budget=job.budget,
-        plan=_shipped_plan(planned, chosen, taken),
-        layers=_layer_details(planned, taken, bench.graph_of(chosen.kept), chosen.kept),
+        plan=shipped,
+        layers=_layer_details(planned, shipped, bench.graph_of(chosen.kept)),
         options_dropped=planned.dropped,
         candidates=tuple(_candidate(c, raced[c.name]) for c in contestants),
         chosen=chosen.name,
@@ -128,13 +134,14 @@ def assemble(
         pareto=_considered(planned),
         blame=tuple(blamed),
         rounds=tuple(rounds),
-        prediction=_prediction(bench, raced_plan, raced),
+        prediction=_prediction(bench, raced_plan, raced) if job.device.at_hand else None,
         bundle=str(out),
         versions=versions(),
-        warnings=_warnings(job),
+        warnings=_warnings(job) + (race_conditions.warnings(held) if held is not None else ()),
         groups=_group_details(bench, planned, chosen.kept),
         fixed=_fixed_details(bench),
         prices=_prices(job, chosen),
+        conditions=held,
     )
 
 
@@ -157,18 +164,37 @@ def _candidate(contestant: Contestant, raced: Raced) -> Candidate:
         sqnr_db=score.sqnr_db,
         agreement=score.agreement,
         weight_bytes=contestant.artifact.weight_bytes,
-        kind=Kind.MEASURED,
+        kind=raced.kind,
         precisions=dict(sorted(Counter(p.value for p in contestant.precisions.values()).items())),
         drop=contestant.drop,
-        speedup=Figure(
-            Kind.MEASURED, 1 / raced.ratio, 1 / raced.ratio_high, 1 / raced.ratio_low, "interleaved rounds, p10..p90"
-        ),
+        speedup=_speedup(raced),
+        note="" if raced.kind is Kind.MEASURED else f"{raced.kind.value}: {raced.source}",
+        speedup_ci=_speedup_ci(raced),
+        energy_mj=raced.energy_mj,
+        peak_memory_bytes=raced.peak_memory_bytes,
     )
+
+
+def _speedup(raced: Raced) -> Figure:
+    if raced.kind is Kind.NONE:
+        return Figure(Kind.NONE, source=raced.source)
+    if raced.kind is Kind.PREDICTED:
+        return Figure(Kind.PREDICTED, 1 / raced.ratio, source=raced.source)
+    source = "interleaved rounds, p10..p90"
+    return Figure(Kind.MEASURED, 1 / raced.ratio, 1 / raced.ratio_high, 1 / raced.ratio_low, source)
+
+
+def _speedup_ci(raced: Raced) -> Figure | None:
+    if raced.ratio_ci_low is None or raced.ratio_ci_high is None:
+        return None
+    source = "interleaved rounds, 95 % confidence interval of their median"
+    return Figure(Kind.MEASURED, 1 / raced.ratio, 1 / raced.ratio_ci_high, 1 / raced.ratio_ci_low, source)
 
 
 def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Precision]) -> Plan:
     """The plan of what ships. A uniform candidate is a plan too: with the totals of its options, and no optimality."""
-    if planned.plan.precisions() == taken and planned.plan.kept() == chosen.kept:
+    decided = (planned.plan.precisions(), planned.plan.kept(), planned.plan.masks(), planned.plan.compressed)
+    if decided == (taken, chosen.kept, chosen.masks, chosen.compressed):
         return planned.plan
     layers = planned.planning.problem.layers
     offered = [[option.precision for option in layer.options] for layer in layers]
@@ -179,16 +205,16 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
     whole = (0,) * len(planned.planning.problem.groups)  # no uniform candidate prunes
     totals = evaluate(planned.planning.problem, choice, whole)
     plan = planned.planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0, whole))
-    plan = replace(plan, gap=None)
+    # No uniform candidate is stored compressed, whatever the plans were.
+    graph = planned.planning.graph
+    stored = sum(weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]) for layer in graph.layers)
+    plan = replace(plan, gap=None, compressed=False, predicted=replace(plan.predicted, weight_bytes=stored))
     if known:
         return plan
     # The unmodified model, where the float options were of another precision.
-    graph = planned.planning.graph
     predicted = Predicted(
         latency_ms=Figure(Kind.NONE, source="the unmodified model was raced, not planned"),
-        weight_bytes=sum(
-            weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]) for layer in graph.layers
-        ),
+        weight_bytes=stored,
         peak_activation_bytes=peak_activation_bytes(graph, taken),
         memory_bytes=chosen.memory_bytes,
         loss=0.0,
@@ -196,16 +222,16 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
     return replace(plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted)
 
 
-def _layer_details(
-    planned: Planned, taken: Mapping[str, Precision], graph: Graph, kept: Mapping[str, int]
-) -> tuple[LayerDetail, ...]:
-    """``graph`` is the pruned one, and the latencies are those at its channels."""
-    table = planned.table if kept else planned.planning.table
+def _layer_details(planned: Planned, plan: Plan, graph: Graph) -> tuple[LayerDetail, ...]:
+    """The layers of the plan that ships. ``graph`` is the pruned one, and the latencies are those at its channels."""
+    taken, kept, masks = plan.precisions(), plan.kept(), plan.masks()
+    table = planned.table if kept or masks else planned.planning.table
     losses = planned.planning.losses
     dropped = {option.scope: option.reason for option in planned.dropped if option.option == Precision.INT8.value}
     details = []
     for layer in graph.layers:
         times = table.latency_ms[layer.name]
+        mask = masks.get(layer.name, Mask.NONE)
         details.append(
             LayerDetail(
                 name=layer.name,
@@ -213,10 +239,11 @@ def _layer_details(
                 precision=taken[layer.name],
                 keep=planned.planning.keep_ratio(layer.name, kept),
                 macs=layer.macs,
-                weight_bytes=weight_bytes(layer.weight_elements, layer.bias_elements, taken[layer.name]),
-                latency_ms=dict(times),
+                weight_bytes=planned.planning.weight_bytes(layer, taken[layer.name], mask, plan.compressed),
+                latency_ms={} if table.unknown else dict(times),
                 loss=dict(losses[layer.name]),
                 reason=_reason(times, taken[layer.name], dropped.get(layer.name, "")),
+                mask=mask,
             )
         )
     return tuple(details)
@@ -235,6 +262,8 @@ def _reason(times_ms: Mapping[Precision, float], taken: Precision, dropped: str)
 
 
 def _considered(planned: Planned) -> tuple[ParetoPoint, ...]:
+    if planned.planning.table.unknown:
+        return ()
     reference = planned.float_score.metric
     sign = 1 if reference.higher_is_better else -1
     drops = {(one.solution.choice, one.solution.kept): one.drop for one in planned.tried}
@@ -275,6 +304,9 @@ def _prediction(bench: Workbench, contestant: Contestant, raced: Mapping[str, Ra
     baseline = mac_baseline_ms(table, graph.layers, contestant.precisions)
     baseline *= sum(layer.macs for layer in graph.layers) / max(1, whole_macs)
     pruning = contestant.planned.planning.pruning
+    masks = contestant.planned.planning.masks
+    if masks is not None:
+        table = masks.at(table, contestant.masks)
     if pruning is not None and contestant.kept:
         table = pruning.at(table, bench.job.graph.edges, pruning.kept(contestant.kept))
     predicted = predict_ms(table, graph.edges, contestant.precisions).value or 0.0
@@ -287,18 +319,18 @@ def _group_details(bench: Workbench, planned: Planned, kept: Mapping[str, int]) 
         return ()
     tables = planned.pruning
     saved = saved_ms(tables, planned.planning.table) if tables is not None else {}
-    precisions = {precision.value for precision in Precision}
+    unknown = bool(planned.planning.table.unknown)
     # The mildest of a group's options that was refused says why there were no more.
     reasons = {
         option.scope: f"{option.option}: {option.reason}"
         for option in reversed(planned.dropped)
-        if option.option not in precisions
+        if option.option.startswith(("keep ", "pruning"))
     }
     details = []
     for group in bench.pruner.channels.groups:
         losses = tables.losses.get(group.name, {}) if tables is not None else {}
         options = tuple(
-            GroupOptionDetail(count, loss, saved[group.name][count])
+            GroupOptionDetail(count, loss, math.nan if unknown else saved[group.name][count])
             for count, loss in losses.items()
             if count < group.channels
         )
@@ -311,7 +343,7 @@ def _group_details(bench: Workbench, planned: Planned, kept: Mapping[str, int]) 
 
 def _prices(job: Job, chosen: Contestant) -> tuple[Price, ...]:
     """Of the plan that ships; a uniform candidate was not chosen by budgets."""
-    if chosen.planned is None:
+    if chosen.planned is None or chosen.planned.planning.table.unknown:
         return ()
     return price_budgets(chosen.planned.planning, chosen.planned.tried[0].solution, job.budget)
 
@@ -323,8 +355,14 @@ def _fixed_details(bench: Workbench) -> tuple[FixedDetail, ...]:
 
 
 def _warnings(job: Job) -> tuple[str, ...]:
+    found = []
     if job.data.synthetic:
-        return (
-            "planned on random inputs: latencies hold, accuracy figures say nothing of your data; nothing was pruned",
+        found.append(
+            "planned on random inputs: latencies hold, accuracy figures say nothing of your data; nothing was pruned"
         )
-    return ()
+    if not job.device.at_hand:
+        found.append(
+            f"{job.target.name} was not at hand: nothing was measured on it; deploy with --host user@address, or "
+            "measure the bundle there: edgekit bench BUNDLE --host user@address"
+        )
+    return tuple(found)

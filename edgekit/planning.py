@@ -10,10 +10,11 @@ from functools import cached_property
 from edgekit.backends import Artifact
 from edgekit.cost.measured import MeasuredCosts
 from edgekit.cost.table import CostTable, anchored, layer_times_ms
-from edgekit.errors import InfeasibleError
+from edgekit.errors import InfeasibleError, InputError
 from edgekit.formulate import Losses, Planning, formulate, limits_of
-from edgekit.offers import offer_pruning
-from edgekit.planner import Solution, pareto, solve
+from edgekit.masking import MaskTables
+from edgekit.offers import offer_masks, offer_pruning
+from edgekit.planner import Limits, Solution, pareto, solve
 from edgekit.pruning import PruningTables
 from edgekit.refinement import (
     MOST_PLANS,
@@ -35,12 +36,15 @@ from edgekit.types import Plan, Precision
 _RACE_S = 4.0
 # Above the noise of the most faithful plan by this much there is something to choose.
 _FAITHFUL = 1.25
+# Times that a plan is made anew for the bytes by which the last one's file was too large.
+_FITTINGS = 3
 
 
 @dataclass(frozen=True)
 class Measured:
     """What every plan of a job is made from. ``loss_factor`` is how much of the layers' single losses is left where
-    they come together, as a finished plan showed.
+    they come together, as a finished plan showed. ``base_loss`` is each layer's share of what the float precision
+    loses.
     """
 
     table: CostTable
@@ -48,6 +52,8 @@ class Measured:
     float_score: Score
     dropped: tuple[DroppedOption, ...]
     loss_factor: float = 1.0
+    base_loss: float = 0.0
+    masks: MaskTables | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +80,13 @@ class Planned:
 
     @cached_property
     def table(self) -> CostTable:
-        """What each layer costs at the channels that the plan keeps."""
-        pruning = self.planning.pruning
+        """What each layer costs at the channels and with the masks of the plan."""
+        table, pruning, masks = self.planning.table, self.planning.pruning, self.planning.masks
+        if masks is not None:
+            table = masks.at(table, self.plan.masks())
         if pruning is None:
-            return self.planning.table
-        return pruning.at(self.planning.table, self.planning.graph.edges, pruning.kept(self.plan.kept()))
+            return table
+        return pruning.at(table, self.planning.graph.edges, pruning.kept(self.plan.kept()))
 
 
 def make_plan(bench: Workbench, scorer: Scorer) -> Planned:
@@ -92,16 +100,21 @@ def make_plan(bench: Workbench, scorer: Scorer) -> Planned:
     base, base_score, dropped = _choose_base(bench, scorer, float_score)
     sized = job.budget.weight_bytes is not None or job.budget.memory_bytes is not None
     costs = bench.costs(base, weight_only=sized)
+    if costs.table.unknown and job.budget.latency_ms is not None:
+        raise InputError(f"--latency cannot be promised: {costs.table.unknown}", "or plan without --latency")
     # The float precision is chosen for the whole model: its loss is measured there and shared evenly by the layers.
     share = base_score.noise_power / len(job.graph.layers) if base is not Precision.FP32 else 0.0
     dropped += costs.dropped
     losses = _losses(bench, costs, share)
+    masks, refused = offer_masks(bench, costs.table, share, compressed=False)
+    dropped += refused
     pruning: PruningTables | None = None
     if job.prune and job.budget.max_drop is not None:  # else nothing would say where to stop
         pruning, refused = offer_pruning(bench, costs, sized)
         dropped += refused
     _tell(bench, dropped)
-    return _refined(bench, scorer, Measured(costs.table, losses, float_score, dropped), pruning)
+    measured = Measured(costs.table, losses, float_score, dropped, base_loss=share, masks=masks)
+    return _refined(bench, scorer, measured, pruning)
 
 
 def _refined(bench: Workbench, scorer: Scorer, measured: Measured, pruning: PruningTables | None) -> Planned:
@@ -109,32 +122,42 @@ def _refined(bench: Workbench, scorer: Scorer, measured: Measured, pruning: Prun
     realise, measure, correct the tables and plan again. The faster of the two counts.
 
     A plan of bits alone needs no such rounds: its tables were measured as they are used, and the race is its judge.
+    Where none fits the size budget, weights are stored compressed, with zeros among them.
     """
     bits: Planned | None = None
     try:
         bits = _bits_only(bench, scorer, measured)
     except InfeasibleError:
-        if pruning is None:
+        masked = _compressed(bench, measured)
+        if masked is None and pruning is None:
             raise
+        if masked is not None:
+            measured = masked
+            try:
+                bits = _bits_only(bench, scorer, measured)
+            except InfeasibleError:
+                if pruning is None:
+                    raise
     if pruning is None:
         assert bits is not None
         return bits
     rival = None
     if bits is not None:
-        rival = bench.artifact(bits.plan.precisions(), bits.base)
+        rival = bench.artifact_of(bits.plan, bits.base)
         noise = scorer.score(rival, "the plan of bits alone").noise_power
         measured = replace(measured, loss_factor=seen_factor(bits.plan.predicted.loss, noise))
         # Where to begin, not a floor: the metric can mind what pruning leaves more than what rounding does.
         budget = NoiseBudget(max(noise, QUIET))
     else:
         budget = NoiseBudget(max(_least_noise(bench, measured, pruning) * _FAITHFUL, QUIET))
-    most_ms = math.inf if bits is None else bits.plan.predicted.latency_ms.value or math.inf
+    most_ms = math.inf if bits is None else bits.tried[0].solution.totals.latency_ms
     rounds, realised = _rounds(bench, scorer, measured, pruning, budget, rival, most_ms)
     best = _fastest(bench, realised)
     if bits is not None:
         tried = (*bits.tried, *(one for planned, _ in realised for one in planned.tried))
         bits = replace(bits, rounds=rounds, pruning=pruning)
-        if best is None or (best[1].latency_ms or math.inf) >= (best[1].rival_ms or math.inf):
+        rival_ms = best[1].rival_ms or most_ms if best is not None else math.inf
+        if best is None or (best[1].latency_ms or math.inf) >= rival_ms:
             return bits
     else:
         tried = tuple(one for planned, _ in realised for one in planned.tried)
@@ -193,12 +216,14 @@ def _rounds(
         plan = planning.plan(solution)
         if not plan.kept():
             budget = budget.wider()
-        elif (plan.predicted.latency_ms.value or 0.0) >= most_ms:
+        elif solution.totals.latency_ms >= most_ms:
             break
         elif plan.digest in realised:
             budget = budget.after(realised[plan.digest][1], as_promised=True)
+        elif (tighter := _tighter(bench, plan, measured.table.base, limits)) is not None:
+            limits = tighter
         else:
-            found, drop = _realise(bench, scorer, measured, plan, rival)
+            found, drop = _realise(bench, scorer, measured, plan, solution.totals.latency_ms, rival)
             rounds.append(round_of(len(rounds) + 1, plan, found))
             tried = (Tried(solution, drop, found.keeps),)
             realised[plan.digest] = (
@@ -218,7 +243,25 @@ def _formulated(bench: Workbench, measured: Measured, pruning: PruningTables | N
         bench.job.device.backend.runtime_weight_bits,
         pruning=pruning,
         loss_factor=measured.loss_factor,
+        masks=measured.masks,
     )
+
+
+def _compressed(bench: Workbench, measured: Measured) -> Measured | None:
+    """The same where weights are stored compressed and may be masked for it; None where the target knows no such
+    weights, or size is not what makes the budget too tight.
+    """
+    job = bench.job
+    if job.budget.weight_bytes is None or "unstructured" not in job.target.sparsity:
+        return None
+    try:
+        solve(_formulated(bench, measured, None).problem, limits_of(replace(job.budget, weight_bytes=None)))
+    except InfeasibleError:
+        return None
+    job.progress.note("no plan fits the size budget: its weights are to be stored compressed, with zeros among them")
+    masks, dropped = offer_masks(bench, measured.table, measured.base_loss, compressed=True)
+    _tell(bench, dropped)
+    return replace(measured, masks=masks, dropped=measured.dropped + dropped)
 
 
 def _fastest(bench: Workbench, realised: Sequence[tuple[Planned, Realised]]) -> tuple[Planned, Realised] | None:
@@ -245,23 +288,43 @@ def _bits_only(bench: Workbench, scorer: Scorer, measured: Measured) -> Planned:
     with job.progress.stage("plan"):
         front = pareto(planning.problem, limits_of(job.budget))
     drop_of = _drop_of(bench, scorer, planning, measured.float_score)
-    tried = fastest_keeping(planning.problem, limits_of(job.budget), job.budget.max_drop, drop_of)
-    plan = planning.plan(tried[0].solution)
+    limits = limits_of(job.budget)
+    for _ in range(_FITTINGS):
+        tried = fastest_keeping(planning.problem, limits, job.budget.max_drop, drop_of)
+        plan = planning.plan(tried[0].solution)
+        tighter = _tighter(bench, plan, planning.table.base, limits)
+        if tighter is None:
+            break
+        limits = tighter
     return Planned(planning, plan, tried, front, measured.dropped, measured.float_score)
 
 
+def _tighter(bench: Workbench, plan: Plan, base: Precision, limits: Limits) -> Limits | None:
+    """The limits for the next plan, where this one's file is larger than the size budget: it holds more than the
+    layers, and they compress a little otherwise together than one by one. None where it is not.
+    """
+    budget = bench.job.budget.weight_bytes
+    if budget is None or limits.weight_bytes is None:
+        return None
+    excess = bench.artifact_of(plan, base).weight_bytes - budget
+    return limits.with_limit("weight_bytes", max(0, limits.weight_bytes - excess)) if excess > 0 else None
+
+
 def _realise(
-    bench: Workbench, scorer: Scorer, measured: Measured, plan: Plan, rival: Artifact | None
+    bench: Workbench, scorer: Scorer, measured: Measured, plan: Plan, promised_ms: float, rival: Artifact | None
 ) -> tuple[Realised, float]:
     """What the plan does, and how far the metric drops. What keeps the metric is also profiled, and raced beside the
-    uniform model of its base and the ``rival`` that prunes nothing.
+    uniform model of its base and the ``rival`` that prunes nothing; where the device is not at hand it is taken to keep
+    its promise.
     """
     table, most = measured.table, bench.job.budget.max_drop
-    artifact = bench.artifact(plan.precisions(), table.base, plan.kept())
-    score = scorer.score(artifact, f"a plan of {plan.predicted.latency_ms.value or 0.0:.3g} ms")
+    artifact = bench.artifact_of(plan, table.base)
+    score = scorer.score(artifact, _title(table, promised_ms))
     drop = scorer.drop(measured.float_score, score).value or 0.0
     if not within(drop, most):
         return Realised(None, {}, score.noise_power, score.metric.value, keeps=False), drop
+    if not bench.job.device.at_hand:
+        return Realised(promised_ms, {}, score.noise_power, score.metric.value, keeps=True), drop
     contestants = {"whole": bench.artifact(table.floats, table.base), "plan": artifact}
     if rival is not None:
         contestants["rival"] = rival
@@ -272,6 +335,10 @@ def _realise(
     rival_ms = table.anchors_ms[table.base] * raced["rival"].ratio if rival is not None else None
     found = Realised(latency_ms, times_ms, score.noise_power, score.metric.value, keeps=True, rival_ms=rival_ms)
     return found, drop
+
+
+def _title(table: CostTable, latency_ms: float) -> str:
+    return "a plan" if table.unknown else f"a plan of {latency_ms:.3g} ms"
 
 
 def _tell(bench: Workbench, dropped: Sequence[DroppedOption]) -> None:
@@ -293,9 +360,8 @@ def plan_again(
     table, losses = planned.planning.table, planned.planning.losses
     job = bench.job
     bits = job.device.backend.runtime_weight_bits
-    planning = formulate(
-        job.graph, table, losses, bits, forbidden, planned.planning.pruning, planned.planning.loss_factor
-    )
+    before = planned.planning
+    planning = formulate(job.graph, table, losses, bits, forbidden, before.pruning, before.loss_factor, before.masks)
     limits = limits_of(job.budget, planned.plan.predicted.loss)
     drop_of = _drop_of(bench, scorer, planning, planned.float_score)
     try:
@@ -310,9 +376,8 @@ def _drop_of(bench: Workbench, scorer: Scorer, planning: Planning, float_score: 
     """Realises a solution and says how far the metric drops."""
 
     def drop_of(solution: Solution) -> float:
-        plan = planning.plan(solution)
-        artifact = bench.artifact(plan.precisions(), planning.table.base, plan.kept())
-        score = scorer.score(artifact, f"a plan of {solution.totals.latency_ms:.3g} ms")
+        artifact = bench.artifact_of(planning.plan(solution), planning.table.base)
+        score = scorer.score(artifact, _title(planning.table, solution.totals.latency_ms))
         return scorer.drop(float_score, score).value or 0.0
 
     return drop_of

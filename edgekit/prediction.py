@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,15 +11,19 @@ from typing import Any
 
 from edgekit.catalog import Target
 from edgekit.cost.measured import FLOAT_PRECISIONS
+from edgekit.cost.profile import predict_from_profile
 from edgekit.cost.shapes import ShapeTable, fit_shapes
 from edgekit.cost.table import CostTable, predict_ms
 from edgekit.errors import InputError
 from edgekit.formulate import weight_bytes
+from edgekit.graph import Graph
 from edgekit.graph.channels import Channels
 from edgekit.graph.liveness import peak_activation_bytes
+from edgekit.masker import masked_bytes
+from edgekit.masking import MaskTables
 from edgekit.pruning import PruningTables
 from edgekit.stages import Workbench
-from edgekit.types import Figure, Precision
+from edgekit.types import Figure, Mask, Precision
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,13 @@ class PredictedCost:
 @dataclass(frozen=True)
 class PlanFile:
     """The decisions of a plan: layer -> precision, and channel group -> its channels and how many of them it keeps,
-    where it loses some.
+    where it loses some; layer -> mask, where it has one; and whether the weights are stored compressed.
     """
 
     precisions: Mapping[str, Precision]
     groups: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    masks: Mapping[str, Mask] = field(default_factory=dict)
+    compressed: bool = False
 
 
 def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCost:
@@ -94,26 +101,38 @@ def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCos
             kept = {name: left for name, (_, left) in wanted.groups.items()}
             graph = bench.pruner.cut(kept)
             table = _narrowed(bench, table, kept)
+        table = MaskTables({}, sparse_speedup=job.profile.sparse_speedup).at(table, wanted.masks)
+    stored = sum(weight_bytes(one.weight_elements, one.bias_elements, precisions[one.name]) for one in graph.layers)
+    if isinstance(wanted, PlanFile) and wanted.compressed:
+        stored = masked_bytes(graph, precisions, wanted.masks)
+        notes.append("weights counted compressed, with the smallest masked: what a plan stores differs by its samples")
+    latency = _latency(bench, table, graph, precisions)
     return PredictedCost(
         model=job.model_path.name,
         target=job.target.name,
-        latency_ms=predict_ms(table, graph.edges, precisions),
-        weight_bytes=sum(
-            weight_bytes(layer.weight_elements, layer.bias_elements, precisions[layer.name]) for layer in graph.layers
-        ),
+        latency_ms=latency,
+        weight_bytes=stored,
         peak_activation_bytes=peak_activation_bytes(graph, precisions),
         layers=tuple(
             LayerCost(
                 layer.name,
                 layer.op_type,
                 precisions[layer.name],
-                table.latency_ms[layer.name][precisions[layer.name]],
+                math.nan if table.unknown else table.latency_ms[layer.name][precisions[layer.name]],
             )
             for layer in job.graph.layers
         ),
-        profile=Evidence(job.profile.name, f"{table.evidence}; {bench.device_info.cpu}, {bench.device_info.runtime}"),
+        profile=Evidence(job.profile.name, f"{latency.source}; {bench.device_info.cpu}, {bench.device_info.runtime}"),
         notes=tuple(notes),
     )
+
+
+def _latency(bench: Workbench, table: CostTable, graph: Graph, precisions: Mapping[str, Precision]) -> Figure:
+    """A sum of what was measured; of a board that is not at hand, what its profile says of this graph."""
+    job = bench.job
+    if job.device.at_hand:
+        return predict_ms(table, graph.edges, precisions)
+    return predict_from_profile(graph, precisions, job.profile, job.target.backend, job.device.threads)
 
 
 def _narrowed(bench: Workbench, table: CostTable, kept: Mapping[str, int]) -> CostTable:
@@ -143,9 +162,12 @@ def read_plan(path: Path) -> PlanFile:
     try:
         plan = document["plan"]
         rows = [(str(row["name"]), int(row["channels"]), int(row["kept"])) for row in plan.get("groups", ())]
+        masks = {str(row["name"]): Mask(row.get("mask", Mask.NONE)) for row in plan["layers"]}
         return PlanFile(
             {str(row["name"]): Precision(row["precision"]) for row in plan["layers"]},
             {name: (channels, kept) for name, channels, kept in rows if kept < channels},
+            {name: mask for name, mask in masks.items() if mask is not Mask.NONE},
+            plan.get("compressed", False) is True,
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(

@@ -82,4 +82,6 @@ class OnConsole:
 
     def note(self, line: str) -> None:
         """Print the line."""
-        self._console.print(f"[yellow]·[/] {line}", highlight=False)
+        from rich.markup import escape
+
+        self._console.print(f"[yellow]·[/] {escape(line)}", highlight=False)

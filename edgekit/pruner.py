@@ -39,7 +39,7 @@ _JUDGING = 4
 _VERSION = 2
 
 
-def _one_blas_thread() -> threadpool_limits:
+def one_blas_thread() -> threadpool_limits:
     """A BLAS that waits for a second core in a busy loop takes many times as long where that core has other work."""
     return threadpool_limits(1, user_api="blas")
 
@@ -67,9 +67,14 @@ class Pruner:
         return sizes_of(self.job.graph, self.channels)
 
     @cached_property
-    def _samples(self) -> Dataset:
+    def samples(self) -> Dataset:
         """What layers are solved on."""
         return spread(self._dealt[0], SOLVING_SAMPLES)
+
+    @property
+    def judging(self) -> Dataset:
+        """What solutions are judged by."""
+        return self._dealt[1]
 
     @cached_property
     def _dealt(self) -> tuple[Dataset, Dataset]:
@@ -81,14 +86,16 @@ class Pruner:
         return Subset(whole, tuple(i for i in range(len(whole)) if i not in judging)), Subset(whole, tuple(judging))
 
     @cached_property
-    def _grams(self) -> dict[str, Gram]:
+    def grams(self) -> dict[str, Gram]:
+        """The second moments of what each layer reads, on these samples."""
         names = [layer.name for layer in self.job.graph.layers]
-        with self.job.progress.stage("observe moments"), _one_blas_thread():
-            return collect_grams(self.job.graph, names, self._samples, threads=self.job.device.threads)
+        with self.job.progress.stage("observe moments"), one_blas_thread():
+            return collect_grams(self.job.graph, names, self.samples, threads=self.job.device.threads)
 
-    def _key(self, **parts: object) -> str:
+    def key(self, **parts: object) -> str:
+        """The digest of the parts and of what every entry of this job's samples depends on."""
         data = self.job.data.calibration.digest
-        solved = [samples.digest for samples in (self._samples, self._dealt[1])]
+        solved = [samples.digest for samples in (self.samples, self._dealt[1])]
         return cache.key(
             version=_VERSION, graph=self.graph_key, data=data, solved=solved, importance=IMPORTANCE, **parts
         )
@@ -96,11 +103,11 @@ class Pruner:
     @cached_property
     def _order(self) -> dict[str, np.ndarray]:
         """Group -> its units, the least important first."""
-        key = self._key()
+        key = self.key()
         stored = cache.read_arrays("removal-order", key)
         if stored is None:
-            grams = self._grams
-            with self.job.progress.stage("rank channels"), _one_blas_thread():
+            grams = self.grams
+            with self.job.progress.stage("rank channels"), one_blas_thread():
                 stored = dict(ranking(IMPORTANCE, self.job.graph, self.channels, grams))
             cache.write_arrays("removal-order", key, stored)
         return stored
@@ -120,16 +127,16 @@ class Pruner:
         """
         if not kept:
             return self.job.graph
-        key = self._key(kept=dict(kept))
+        key = self.key(kept=dict(kept))
 
         def write(folder: Path) -> None:
             job, units = self.job, self.units(kept)
             removed = sum(group.channels - kept.get(group.name, group.channels) for group in self.channels.groups)
-            grams = self._grams
-            with job.progress.stage(f"remove {removed} channels and re-solve"), _one_blas_thread():
+            grams = self.grams
+            with job.progress.stage(f"remove {removed} channels and re-solve"), one_blas_thread():
                 smaller = reconstruct_alone(job.graph, self.channels, units, grams)
                 if self._dealt[1] is not self._dealt[0]:
-                    in_order = reconstruct(job.graph, self.channels, units, self._samples, threads=job.device.threads)
+                    in_order = reconstruct(job.graph, self.channels, units, self.samples, threads=job.device.threads)
                     ways = (smaller, in_order)
                     noise = losses_of(job.graph, lambda way: to_bytes(ways[way].model), range(2), self._dealt[1])
                     smaller = ways[noise[1] < noise[0]]
@@ -144,16 +151,16 @@ class Pruner:
         re-solved; each is kept as soon as it is known.
         """
         samples = spread(self._dealt[1], SENSITIVITY_SAMPLES)
-        keys = {o: self._key(group=o[0], kept=o[1], samples=samples.digest) for o in options}
+        keys = {o: self.key(group=o[0], kept=o[1], samples=samples.digest) for o in options}
         known = {o: float(found) for o in options if (found := cache.read_json("losses", keys[o])) is not None}
         missing = [option for option in options if option not in known]
         if missing:
-            grams, units = self._grams, {option: self.units(dict([option])) for option in missing}
+            grams, units = self.grams, {option: self.units(dict([option])) for option in missing}
 
             def model_of(option: Kept) -> bytes:
                 return to_bytes(reconstruct_alone(self.job.graph, self.channels, units[option], grams).model)
 
-            with self.job.progress.stage("sensitivity of channel groups", len(missing)) as advance, _one_blas_thread():
+            with self.job.progress.stage("sensitivity of channel groups", len(missing)) as advance, one_blas_thread():
 
                 def keep(option: Kept, loss: float) -> None:
                     cache.write_json("losses", keys[option], loss)

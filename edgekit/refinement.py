@@ -133,8 +133,7 @@ def corrected(planning: Planning, plan: Plan, found: Realised) -> PruningTables:
         profiles += (ShapeProfile(kept, precisions, times_ms),)
     shapes = fit_shapes(pruning.sizes, pruning.full, planning.table, profiles)
 
-    losses = planning.losses
-    bits = planning.loss_factor * math.fsum(losses[name][precision] for name, precision in precisions.items())
+    bits = planning.loss_factor * math.fsum(planning.loss(c.name, c.precision, c.mask) for c in plan.layers)
     groups = plan.predicted.loss - bits
     scale = min(_MOST, max(_LEAST, (found.loss - bits) / groups)) if groups > 0 else 1.0
     factor = {name: pruning.factor.get(name, 1.0) * (scale if name in plan.kept() else 1.0) for name in pruning.losses}

@@ -13,8 +13,9 @@ from functools import cache
 from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, get_args, get_origin
 
+from edgekit.conditions import Conditions
 from edgekit.errors import InputError
-from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, Plan, Precision
+from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, Mask, Plan, Precision
 
 if TYPE_CHECKING:
     from cattrs import Converter
@@ -94,6 +95,7 @@ class LayerDetail:
     loss: dict[Precision, float]
     reason: str = ""
     latency_kind: Kind = Kind.MEASURED
+    mask: Mask = Mask.NONE
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ class DeployResult:
 
     ``chosen`` names the candidate that ships; ``candidates`` holds ``float`` first. ``prediction`` is None when the
     plan was not raced. ``created`` is an ISO 8601 time in UTC; ``versions`` are those of edgekit and its libraries.
+    ``conditions`` are those of the race that the candidates' latencies come from.
     """
 
     target: str
@@ -244,6 +247,7 @@ class DeployResult:
     groups: tuple[GroupDetail, ...] = ()
     fixed: tuple[FixedDetail, ...] = ()
     prices: tuple[Price, ...] = ()
+    conditions: Conditions | None = None
     schema: str = SCHEMA
 
     def candidate(self, name: str) -> Candidate | None:
@@ -346,7 +350,7 @@ def _converter() -> Converter:
     for kind in (str, int, bool):
         converter.register_structure_hook(kind, scalar)
         converter.register_unstructure_hook(kind, kind)  # a numpy scalar becomes Python's own
-    for enum in (Precision, Kind):  # named, since both are also str
+    for enum in (Precision, Kind, Mask):  # named, since both are also str
         converter.register_structure_hook(enum, lambda value, kind: kind(value))
         converter.register_unstructure_hook(enum, lambda value: value.value)
     converter.register_structure_hook_func(is_rows, rows)

@@ -52,15 +52,16 @@ def layer_losses(
     dataset: Dataset,
     workers: int = 1,
     on_layer: Callable[[str, float], None] | None = None,
+    results: bool = False,
 ) -> dict[str, float]:
     """Layer name -> loss of executing that layer alone in ``precision``, over all samples of ``dataset``.
 
     Simulated in onnxruntime with the Q/DQ pairs executed in float, so that the numerics are those of the plan and not
-    of one kernel. ``on_layer`` is called after each layer, in order.
+    of one kernel. ``on_layer`` is called after each layer, in order. ``results``: see `apply_precisions`.
     """
     return losses_of(
         graph,
-        lambda name: to_bytes(apply_precisions(graph, {name: precision}, ranges)),
+        lambda name: to_bytes(apply_precisions(graph, {name: precision}, ranges, results)),
         names,
         dataset,
         workers,

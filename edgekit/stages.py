@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from edgekit import cache
+from edgekit import cache, forecast, toolchains
 from edgekit.backends import Artifact
 from edgekit.compress.observers import Histogram, Range, choose_range, from_arrays, to_arrays
 from edgekit.compress.qdq import apply_precisions, quantization_points
@@ -24,11 +24,12 @@ from edgekit.cost.table import CostTable
 from edgekit.devices.race import Raced
 from edgekit.graph import Graph, to_bytes
 from edgekit.job import Job
+from edgekit.masker import Masker
 from edgekit.pruner import Pruner
 from edgekit.recipes.samples import spread
 from edgekit.results import DeviceInfo, DroppedOption
 from edgekit.sensitivity import SENSITIVITY_SAMPLES, layer_losses
-from edgekit.types import Latency, Precision
+from edgekit.types import Mask, Plan, Precision
 
 # Raised when the meaning of a cached entry changes.
 _VERSION = 5
@@ -47,8 +48,11 @@ class Workbench:
 
     @cached_property
     def _probed(self) -> tuple[DeviceInfo, tuple[str, ...]]:
-        with self.job.progress.stage(f"probe {self.job.target.name}"):
-            return self.job.device.probe()
+        job = self.job
+        if not job.device.at_hand:
+            return forecast.device_info(job.target, job.profile, job.device.threads), ()
+        with job.progress.stage(f"probe {job.target.name}"):
+            return job.device.probe()
 
     @property
     def device_info(self) -> DeviceInfo:
@@ -66,6 +70,11 @@ class Workbench:
         """What removes channels from the graph."""
         return Pruner(self.job, self.graph_key)
 
+    @cached_property
+    def masker(self) -> Masker:
+        """What puts zeros among the weights."""
+        return Masker(self.pruner)
+
     def graph_of(self, kept: Mapping[str, int] | None = None) -> Graph:
         """The graph of a plan that keeps only so many channels of some groups."""
         return self.pruner.pruned(kept) if kept else self.job.graph
@@ -73,9 +82,10 @@ class Workbench:
     def histograms(self, graph: Graph) -> dict[str, Histogram]:
         """What the activations of a graph do on the calibration samples."""
         job = self.job
-        points = quantization_points(graph)
+        results = {"results": True} if job.device.backend.quantizes_results else {}
+        points = quantization_points(graph, **results)
         graph_key = hashlib.sha256(to_bytes(graph.model)).hexdigest()
-        key = cache.key(version=_VERSION, graph=graph_key, data=job.data.calibration.digest)
+        key = cache.key(version=_VERSION, graph=graph_key, data=job.data.calibration.digest, **results)
         stored = cache.read_arrays("ranges", key)
         if stored is None:
             samples = job.data.calibration
@@ -100,41 +110,64 @@ class Workbench:
     def _seen(self) -> dict[str, Histogram]:
         return self.histograms(self.job.graph)
 
-    def model_bytes(self, precisions: Mapping[str, Precision], kept: Mapping[str, int] | None = None) -> bytes:
-        """The compressed ONNX of a plan."""
+    def model_bytes(
+        self,
+        precisions: Mapping[str, Precision],
+        kept: Mapping[str, int] | None = None,
+        masks: Mapping[str, Mask] | None = None,
+    ) -> bytes:
+        """The compressed ONNX of a plan: channels go first, then weights of what is left, then bits."""
         quantized = any(precision in (Precision.INT8, Precision.W8) for precision in precisions.values())
-        graph = self.graph_of(kept)
+        graph = self.masker.masked(self.graph_of(kept), masks or {})
         ranges: Mapping[str, Range] = {}
         if quantized:
-            ranges = self.observed_by(self.job.data.recipe.observer, graph) if kept else self.ranges
-        return to_bytes(apply_precisions(graph, precisions, ranges))
+            ranges = self.observed_by(self.job.data.recipe.observer, graph) if kept or masks else self.ranges
+        return to_bytes(apply_precisions(graph, precisions, ranges, self.job.device.backend.quantizes_results))
 
     def artifact(
-        self, precisions: Mapping[str, Precision], base: Precision, kept: Mapping[str, int] | None = None
+        self,
+        precisions: Mapping[str, Precision],
+        base: Precision,
+        kept: Mapping[str, int] | None = None,
+        masks: Mapping[str, Mask] | None = None,
+        compressed: bool = False,
     ) -> Artifact:
-        """The artifact of a plan, converted unless it was before."""
-        return self._converted(self.model_bytes(precisions, kept), base)
+        """The artifact of a plan's decisions, converted unless it was before."""
+        return self._converted(self.model_bytes(precisions, kept, masks), base, compressed)
+
+    def artifact_of(self, plan: Plan, base: Precision) -> Artifact:
+        """The artifact of a plan."""
+        return self.artifact(plan.precisions(), base, plan.kept(), plan.masks(), plan.compressed)
 
     def timing_artifact(
         self, precisions: Mapping[str, Precision], base: Precision, kept: Mapping[str, int]
     ) -> Artifact:
         """A plan's artifact with neither weights re-solved nor ranges observed for it: it takes as long as the plan."""
         ranges = self.ranges if Precision.INT8 in precisions.values() else {}
-        return self._converted(to_bytes(apply_precisions(self.pruner.cut(kept), precisions, ranges)), base)
+        results = self.job.device.backend.quantizes_results
+        return self._converted(to_bytes(apply_precisions(self.pruner.cut(kept), precisions, ranges, results)), base)
 
-    def _converted(self, content: bytes, base: Precision) -> Artifact:
+    def _converted(self, content: bytes, base: Precision, compressed: bool = False) -> Artifact:
         adapter = self.job.device.backend
-        key = cache.key(version=_VERSION, runtime=self.device_info.runtime, model=content)
+        stored: dict[str, Any] = {"compressed": True} if compressed else {}
+        if adapter.TOOLCHAIN:
+            stored |= {"toolchain": toolchains.toolchain(adapter.TOOLCHAIN).version, "base": base.value}
+        key = cache.key(version=_VERSION, runtime=self.device_info.runtime, model=content, **stored)
 
         def convert(path: Path) -> None:
             adapter.convert(content, path, base)
+            if compressed:
+                adapter.compress(path)
 
         folder = cache.folder("artifacts", key, convert)
         return adapter.artifact(folder, base)
 
     def float_precisions(self) -> tuple[dict[Precision, float], tuple[DroppedOption, ...]]:
         """Float precisions worth considering, fastest first, relative to fp32; and those that lost."""
-        offered = tuple(self.job.target.precisions)
+        job = self.job
+        if not job.device.at_hand:
+            return forecast.forecast_floats(job.graph, job.target, job.profile, job.device.threads)
+        offered = tuple(job.target.precisions)
         key = cache.key(device=self.device_key, graph=self.graph_key, offered=[p.value for p in offered])
         stored = cache.read_json("float-precisions", key)
         if stored is None:
@@ -146,8 +179,14 @@ class Workbench:
         return ratios, tuple(DroppedOption(**row) for row in stored["dropped"])
 
     def costs(self, base: Precision, weight_only: bool) -> MeasuredCosts:
-        """The in-network cost table with ``base`` as the float precision."""
-        offered = tuple(self.job.target.precisions)
+        """The in-network cost table with ``base`` as the float precision: measured, or forecast where the device is not
+        at hand.
+        """
+        job = self.job
+        if not job.device.at_hand:
+            threads = job.device.threads
+            return forecast.forecast_costs(job.graph, job.target, job.profile, threads, base, weight_only)
+        offered = tuple(job.target.precisions)
         key = cache.key(
             device=self.device_key,
             graph=self.graph_key,
@@ -175,7 +214,11 @@ class Workbench:
         return _costs_from_json(stored)
 
     def shape_profiles(self, table: CostTable, offered: Mapping[int, Sequence[int]]) -> tuple[ShapeProfile, ...]:
-        """Profiles of models in which the groups keep some of the counts that they are ``offered``."""
+        """Profiles of models in which the groups keep some of the counts that they are ``offered``; none where the
+        device is not at hand.
+        """
+        if not self.job.device.at_hand:
+            return ()
         groups = self.pruner.channels.groups
         full = [group.channels for group in groups]
         key = cache.key(
@@ -209,8 +252,10 @@ class Workbench:
         """The loss of each named layer alone in ``precision``; each is kept as soon as it is known."""
         job = self.job
         samples = spread(job.data.calibration, SENSITIVITY_SAMPLES)
+        results = {"results": True} if job.device.backend.quantizes_results else {}
         keys = {
             name: cache.key(
+                **results,
                 version=_VERSION,
                 graph=self.graph_key,
                 data=job.data.calibration.digest,
@@ -232,26 +277,33 @@ class Workbench:
                     cache.write_json("losses", keys[name], loss)
                     advance()
 
-                known |= layer_losses(job.graph, precision, missing, ranges, samples, os.cpu_count() or 1, keep)
+                workers = os.cpu_count() or 1
+                known |= layer_losses(job.graph, precision, missing, ranges, samples, workers, keep, bool(results))
         return {name: float(known[name]) for name in names}
 
-    def race(self, contestants: Mapping[str, Artifact], seconds: float, title: str) -> dict[str, Raced]:
-        """The contestants' latencies, interleaved on the device."""
+    def race(
+        self, contestants: Mapping[str, Artifact], seconds: float, title: str, footprint: bool = False
+    ) -> dict[str, Raced]:
+        """The contestants' latencies, interleaved on the device; with ``footprint`` energy and peak memory too."""
+        from cattrs import structure
+
         digests = {name: [_digest(artifact), artifact.base.value] for name, artifact in contestants.items()}
-        key = cache.key(device=self.device_key, contestants=digests, order=list(contestants), seconds=seconds)
+        asked = {"order": list(contestants), "seconds": seconds, "footprint": footprint}
+        key = cache.key(device=self.device_key, contestants=digests, **asked)
         stored = cache.read_json("races", key)
         if stored is None:
             with self.job.progress.stage(title):
-                raced = self.job.device.race(contestants, seconds)
+                raced = self.job.device.race(contestants, seconds, footprint=footprint)
             stored = {name: asdict(row) for name, row in raced.items()}
             cache.write_json("races", key, stored)
-        return {
-            name: Raced(**{**row, "latency_ms": Latency(**row["latency_ms"])})
-            for name, row in ((name, stored[name]) for name in contestants)
-        }
+        return {name: structure(stored[name], Raced) for name in contestants}
 
     def profile(self, artifact: Artifact) -> Sequence[Mapping[str, Any]]:
-        """The executed nodes of one artifact with their times."""
+        """The executed nodes of one artifact with their times; without times what the file says, where no device is at
+        hand, or nothing.
+        """
+        if not self.job.device.at_hand:
+            return self.job.device.backend.compiled_rows(artifact) or ()
         key = cache.key(device=self.device_key, artifact=_digest(artifact), base=artifact.base.value)
         stored = cache.read_json("profiles", key)
         if stored is None:

@@ -15,17 +15,28 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"  # 8-bit weights and activations
+    INT16X8 = "int16x8"  # 8-bit weights, 16-bit activations
     W8 = "w8"  # 8-bit weights, float activations
+    W4 = "w4"  # 4-bit weights, float activations
 
     @property
     def activation_bits(self) -> int:
         """Bits of one activation element that a layer of this precision reads."""
-        return {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "w8": 32}[self.value]
+        return {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int16x8": 16, "w8": 32, "w4": 32}[self.value]
 
     @property
     def weight_bits(self) -> int:
         """Bits of one stored weight element."""
-        return {"fp32": 32, "bf16": 32, "fp16": 16, "int8": 8, "w8": 8}[self.value]
+        return {"fp32": 32, "bf16": 32, "fp16": 16, "int8": 8, "int16x8": 8, "w8": 8, "w4": 4}[self.value]
+
+
+class Mask(StrEnum):
+    """Which of a layer's weights are zero: none, a share of them anywhere, or two of any four neighbours."""
+
+    NONE = "none"
+    HALF = "50%"
+    THREE_QUARTERS = "75%"
+    TWO_OF_FOUR = "2:4"
 
 
 class Kind(StrEnum):
@@ -111,12 +122,15 @@ class MetricResult:
 
 @dataclass(frozen=True)
 class LayerChoice:
-    """What the plan decided for one layer. ``keep`` is the kept share of its output channels."""
+    """What the plan decided for one layer. ``keep`` is the kept share of its output channels, ``mask`` says which of
+    its weights are zero.
+    """
 
     name: str
     op_type: str
     precision: Precision
     keep: float = 1.0
+    mask: Mask = Mask.NONE
 
 
 @dataclass(frozen=True)
@@ -145,7 +159,8 @@ class Predicted:
 class Plan:
     """One option for each layer and each channel group, with the proof: relative optimality ``gap`` and the budgets
     that bind ("latency", "size", "memory", "max_drop"). ``gap`` is None for a uniform assignment, which nobody
-    optimised. ``groups`` holds the groups that had a choice.
+    optimised. ``groups`` holds the groups that had a choice. Where ``compressed``, the weights ship compressed, and
+    their bytes are those.
     """
 
     layers: tuple[LayerChoice, ...]
@@ -153,12 +168,15 @@ class Plan:
     gap: float | None
     binding: tuple[str, ...] = ()
     groups: tuple[GroupChoice, ...] = ()
+    compressed: bool = False
 
     @property
     def digest(self) -> str:
         """SHA-256 of the decisions alone: the same decisions give the same digest on any machine."""
         rows: list[list[object]] = [[c.name, c.op_type, c.precision.value, c.keep] for c in self.layers]
         rows += [[g.name, g.channels, g.kept] for g in self.groups if g.kept < g.channels]
+        rows += [[name, mask.value] for name, mask in self.masks().items()]
+        rows += [["compressed"]] if self.compressed else []
         return hashlib.sha256(json.dumps(rows, separators=(",", ":")).encode()).hexdigest()
 
     def precisions(self) -> dict[str, Precision]:
@@ -169,15 +187,28 @@ class Plan:
         """Channel group -> kept channels, of the groups that lose some."""
         return {g.name: g.kept for g in self.groups if g.kept < g.channels}
 
+    def masks(self) -> dict[str, Mask]:
+        """Layer name -> which weights are zero, of the layers that have such."""
+        return {c.name: c.mask for c in self.layers if c.mask is not Mask.NONE}
+
 
 @dataclass(frozen=True)
 class Latency:
-    """Latency of one inference over ``n`` runs, milliseconds, wall clock."""
+    """Latency of one inference over ``n`` runs, milliseconds, wall clock. ``_low`` and ``_high`` are the ends of the
+    95 % confidence interval of each percentile; None where there are too few runs for one. A predicted latency has no
+    runs and no percentiles but ``p50``, with its 90 % interval.
+    """
 
     p50: float
     p90: float
     p99: float
     n: int
+    p50_low: float | None = None
+    p50_high: float | None = None
+    p90_low: float | None = None
+    p90_high: float | None = None
+    p99_low: float | None = None
+    p99_high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +216,10 @@ class Candidate:
     """One contestant of the race. ``sqnr_db`` and ``agreement`` compare its outputs with the float model's.
 
     ``drop`` is what the metric lost against float on the same samples (positive = worse, 95 % paired confidence
-    interval); ``speedup`` is float's latency over this one's (median over interleaved rounds, p10..p90).
+    interval); ``speedup`` is float's latency over this one's (median over interleaved rounds, p10..p90), and
+    ``speedup_ci`` the same with the 95 % confidence interval of that median. ``energy_mj`` is what one inference takes
+    beyond the idle board (with the extremes of the repetitions), ``peak_memory_bytes`` the most that a process held
+    which does nothing but load and run the model, runtime included.
     """
 
     name: str
@@ -199,6 +233,9 @@ class Candidate:
     note: str = ""
     drop: Figure | None = None
     speedup: Figure | None = None
+    speedup_ci: Figure | None = None
+    energy_mj: Figure | None = None
+    peak_memory_bytes: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -212,8 +249,9 @@ class Mismatch:
 
 @dataclass(frozen=True)
 class Conformance:
-    """Precision planned against precision compiled, layer by layer."""
+    """Precision planned against precision compiled, layer by layer. ``unknown`` says why nothing was compared."""
 
     planned: int
     matched: int
     mismatches: tuple[Mismatch, ...] = ()
+    unknown: str = ""

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from edgekit import __version__
 
-_LIBRARIES = ("numpy", "onnx", "onnxruntime", "openvino", "scipy")
+_LIBRARIES = ("ai-edge-litert", "numpy", "onnx", "onnxruntime", "openvino", "scipy")
 
 
 def versions() -> dict[str, str]:

@@ -22,18 +22,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit import bundle, results
+from edgekit import bundle, catalog, results
 from edgekit.errors import InputError, VerifyError
 from edgekit.types import Latency
 from tests.reporting.sample_result import sample_result
 
-RUNNER = Path(__file__).parent.parent / "targets/runners/openvino_runner.py"
+RUNNER = catalog.runner_files("openvino_runner.py")
 VECTORS = bundle.Vectors(
     inputs=({"x": np.arange(12, dtype=np.float32).reshape(1, 3, 4), "length": np.array([4])},) * 2,
     outputs=({"y": np.ones((1, 2), np.float32)},) * 2,
     tolerance={"y": 1e-3},
 )
-NAMES = (*bundle.REQUIRED, "model.xml", "weights/model.bin", bundle.MANIFEST, bundle.MANIFEST_DIGEST)
+MODULES = tuple(path.name for path in RUNNER[1:])
+NAMES = (*bundle.REQUIRED, *MODULES, "model.xml", "weights/model.bin", bundle.MANIFEST, bundle.MANIFEST_DIGEST)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_verify_passes_and_runs_the_vectors(packed: Path) -> None:
     seen: list[Path] = []
     assert bundle.verify(packed).vectors_run is False
     report = bundle.verify(packed, seen.append)
-    assert (report.files, report.vectors_run, seen) == (8, True, [packed])
+    assert (report.files, report.vectors_run, seen) == (len(NAMES) - 2, True, [packed])
     assert report.total_bytes == sum(len(content) for name, content in files(packed).items() if "manifest" not in name)
 
 

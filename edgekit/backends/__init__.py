@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -18,19 +18,23 @@ if TYPE_CHECKING:
 
     from edgekit.graph import Graph
 
-BACKENDS = {"openvino": "edgekit.backends.openvino"}
+BACKENDS = {"openvino": "edgekit.backends.openvino", "tflite": "edgekit.backends.tflite"}
 
 Session = Callable[[Mapping[str, "np.ndarray"]], dict[str, "np.ndarray"]]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A compiled or converted model in files. ``base`` is the precision of everything that the plan left in float."""
+    """A compiled or converted model in ``files``. ``base`` is the precision of everything that the plan left in float.
+    ``compressed`` is what a bundle holds in place of some of the files, by their names; ``weight_bytes`` are those that
+    ship.
+    """
 
     path: Path
     files: tuple[Path, ...]
     base: Precision
     weight_bytes: int
+    compressed: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,10 @@ class Backend(Protocol):
 
     #: What the runner program that runs on the device is called in targets/runners.
     RUNNER: str
+    #: The toolchain that `convert` needs, '' for none.
+    TOOLCHAIN: str
+    #: Whether int8 layers write 8 bits too, whoever reads them, so that the model must say their ranges.
+    quantizes_results: bool
     #: Bits of one weight element in memory, once the runtime has loaded a layer of that precision.
     runtime_weight_bits: Mapping[Precision, int]
     #: Operator types of the layers that may take a quantized precision: in any mix with other layers they compile, and
@@ -64,12 +72,20 @@ class Backend(Protocol):
         """Write the artifact of a (Q/DQ) ONNX model into ``folder``. The same model gives the same bytes."""
         ...
 
+    def compress(self, folder: Path) -> None:
+        """Write the weights of what `convert` wrote into ``folder`` once more, compressed by `edgekit.deflate`."""
+        ...
+
     def artifact(self, folder: Path, base: Precision) -> Artifact:
-        """What `convert` wrote into ``folder`` before."""
+        """What `convert`, and perhaps `compress`, wrote into ``folder`` before."""
         ...
 
     def session(self, compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session:
         """The artifact as a function from inputs to ``outputs`` by name, with the numerics of the device."""
+        ...
+
+    def compiled_rows(self, compiled: Artifact) -> Sequence[Mapping[str, Any]] | None:
+        """What the artifact itself says that it executes, as profile rows; None where a device's compiler decides."""
         ...
 
     def executed_nodes(self, rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[ExecutedNode, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import Artifact, ExecutedNode, Session
+from edgekit.deflate import deflate
 from edgekit.errors import InputError
 from edgekit.types import Precision
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from edgekit.types import Layer
 
 RUNNER = "openvino_runner.py"
+TOOLCHAIN = ""
+quantizes_results = False
+_WEIGHTS, _PACKED = "model.bin", "model.bin.gz"
 
 # Weight-only int8 is unpacked to float32 when a convolution is loaded.
 runtime_weight_bits = {
@@ -95,10 +99,16 @@ def convert(onnx_bytes: bytes, folder: Path, base: Precision) -> Artifact:
 
 
 def artifact(folder: Path, base: Precision) -> Artifact:
-    """What `convert` wrote into ``folder``."""
-    path = folder / "model.xml"
-    weights = folder / "model.bin"
-    return Artifact(path, (path, weights), base, weights.stat().st_size)
+    """What `convert`, and perhaps `compress`, wrote into ``folder``."""
+    path, weights, packed = folder / "model.xml", folder / _WEIGHTS, folder / _PACKED
+    if not packed.is_file():
+        return Artifact(path, (path, weights), base, weights.stat().st_size)
+    return Artifact(path, (path, weights), base, packed.stat().st_size, {_WEIGHTS: packed})
+
+
+def compress(folder: Path) -> None:
+    """Write ``model.bin.gz`` beside ``model.bin``."""
+    (folder / _PACKED).write_bytes(deflate((folder / _WEIGHTS).read_bytes()))
 
 
 def session(compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session:
@@ -122,6 +132,10 @@ def session(compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session
         return {name: request.get_output_tensor(index).data.copy() for index, name in enumerate(outputs)}
 
     return run
+
+
+def compiled_rows(compiled: Artifact) -> None:
+    """Nothing: each CPU compiles the model anew, to what it has kernels for."""
 
 
 def executed_nodes(rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[ExecutedNode, ...]:

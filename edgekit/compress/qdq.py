@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 TRANSPARENT = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "MaxPool", "Identity"})
 # Runtimes fuse these into the producing layer; what they put out is what is quantized.
 _FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
+# Where a node's metadata says its precision.
+PRECISION = "edgekit.precision"
 _PASSING = TRANSPARENT | _FUSED_ACTIVATIONS | {"QuantizeLinear", "DequantizeLinear"}
 
 
@@ -44,21 +46,43 @@ def quantization_point(value: ir.Value) -> ir.Value:
     return value
 
 
-def quantization_points(graph: Graph) -> tuple[str, ...]:
-    """Every tensor that some plan may quantize, sorted: the tensors whose ranges must be observed."""
+def result_point(value: ir.Value) -> ir.Value:
+    """The tensor whose range decides the scale of what an int8 layer writes: its result ``value``, or what the
+    activations make of it that runtimes fuse into the layer.
+    """
+    while not value.is_graph_output():
+        readers = list(value.consumers())
+        if len(readers) != 1 or readers[0].op_type not in _FUSED_ACTIVATIONS or readers[0].domain != "":
+            break
+        value = readers[0].outputs[0]
+    return value
+
+
+def quantization_points(graph: Graph, results: bool = False) -> tuple[str, ...]:
+    """Every tensor that some plan may quantize, sorted: the tensors whose ranges must be observed. With ``results``,
+    what the layers write too.
+    """
     values = _values(graph.model.graph)
     points = {quantization_point(values[name]).name for layer in graph.layers for name in layer.inputs}
+    if results:
+        points |= {result_point(values[layer.output]).name for layer in graph.layers}
     for node in graph.model.graph:
         if _is_residual_add(node):
             points |= {quantization_point(value).name for value in node.inputs if value is not None}
     return tuple(sorted(name for name in points if name))
 
 
-def apply_precisions(graph: Graph, precisions: Mapping[str, Precision], ranges: Mapping[str, Range]) -> ir.Model:
+def apply_precisions(
+    graph: Graph, precisions: Mapping[str, Precision], ranges: Mapping[str, Range], results: bool = False
+) -> ir.Model:
     """A copy of the graph in which each layer named in ``precisions`` carries its precision.
 
     ``ranges`` must hold every tensor of `quantization_points` that the int8 layers read. Layers that are missing in
     ``precisions``, or are planned in a float precision, stay as they are.
+
+    With ``results``, for runtimes whose int8 operators write 8 bits as well, the results of int8 layers are quantized
+    whoever reads them, and each planned node says its precision under `PRECISION` in its metadata: what reads quantized
+    values may still be float then.
     """
     model = graph.model.clone()
     body = model.graph
@@ -75,10 +99,19 @@ def apply_precisions(graph: Graph, precisions: Mapping[str, Precision], ranges: 
         node = nodes[layer.name]
         for name in layer.inputs:
             _read_quantized(node, values[name], pairs)
-    for add in _int8_adds(body, {layer.name for layer in int8}):
+    adds = _int8_adds(body, {layer.name for layer in int8})
+    for add in adds:
         for value in list(add.inputs):
             if value is not None:
                 _read_quantized(add, value, pairs)
+    if results:
+        for layer in graph.layers:
+            if layer.name in precisions:
+                nodes[layer.name].metadata_props[PRECISION] = precisions[layer.name].value
+        for add in adds:
+            add.metadata_props[PRECISION] = Precision.INT8.value
+        for node in (*(nodes[layer.name] for layer in int8), *adds):
+            _write_quantized(body, node, pairs, names)
     body.sort()
     return model
 
@@ -163,6 +196,22 @@ def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs) -> None:
     for index, current in enumerate(node.inputs):
         if current is value:
             node.replace_input_with(index, quantized)
+
+
+def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names) -> None:
+    """Let every reader of a node's result, and the caller of the model, see it quantized."""
+    value = result_point(node.outputs[0])
+    dequantized = pairs.dequantized(value)
+    made = dequantized.producer()
+    quantize = made.inputs[0].producer() if made is not None and made.inputs[0] is not None else None
+    for use in list(value.uses()):
+        if use.node is not quantize:
+            use.node.replace_input_with(use.idx, dequantized)
+    for place, output in enumerate(body.outputs):
+        if output is value:
+            name = value.name or ""
+            value.name, dequantized.name = names.fresh(f"{name}/float"), name
+            body.outputs[place] = dequantized
 
 
 def _quantize_weight(body: ir.Graph, names: _Names, node: ir.Node, name: str, axis: int) -> None:

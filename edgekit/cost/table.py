@@ -22,7 +22,9 @@ class CostTable:
     operators that follow it up to the next layer. ``crossing_ms[producer][consumer]`` is paid for an edge that crosses
     between int8 and the float ``base``; where there is no entry, ``boundary_ms_per_element`` for each of its elements.
     ``floats`` holds the float precision that each layer really executes in under that base: not every kernel exists in
-    16 bits. ``interval`` is the relative half-width of the 90 % interval.
+    16 bits. ``interval`` is how far the 90 % interval reaches, relative to the value: up to 1 + ``interval`` times it,
+    and down to that part of it. Where ``unknown`` says why no latency is known, entries only compare the options of one
+    model, by the arithmetic that they take.
     """
 
     base: Precision
@@ -33,6 +35,14 @@ class CostTable:
     interval: float
     evidence: str
     crossing_ms: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unknown: str = ""
+
+    def figure(self, latency_ms: float) -> Figure:
+        """A sum of entries as a prediction with its 90 % interval, or as none."""
+        if self.unknown:
+            return Figure(Kind.NONE, source=self.unknown)
+        reach = 1 + self.interval
+        return Figure(Kind.PREDICTED, latency_ms, latency_ms / reach, latency_ms * reach, self.evidence)
 
     def boundary_ms(self, edge: Edge) -> float:
         """What the edge costs where its two ends differ in domain."""
@@ -78,13 +88,15 @@ def fit_boundary(rows: Iterable[tuple[int, float]]) -> float:
     return max(slope, 0.0)
 
 
+def total_ms(table: CostTable, edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> float:
+    """The sum of a plan's entries and crossings."""
+    layers = sum(table.latency_ms[name][precision] for name, precision in precisions.items())
+    return layers + sum(map(table.boundary_ms, crossing(edges, precisions)))
+
+
 def predict_ms(table: CostTable, edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> Figure:
     """Latency of a plan with its 90 % interval."""
-    layers = sum(table.latency_ms[name][precision] for name, precision in precisions.items())
-    value = layers + sum(map(table.boundary_ms, crossing(edges, precisions)))
-    return Figure(
-        Kind.PREDICTED, value, value * (1 - table.interval), value * (1 + table.interval), source=table.evidence
-    )
+    return table.figure(total_ms(table, edges, precisions))
 
 
 def re_anchored(table: CostTable, anchors_ms: Mapping[Precision, float]) -> CostTable:

@@ -11,7 +11,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edgekit.devices.transport import Ended, document_of
 from edgekit.errors import DeviceError
+
+_HERE = "on this machine"
 
 
 def run_job(runner: Path, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
@@ -35,24 +38,11 @@ def run_job(runner: Path, job: dict[str, Any], timeout_s: float) -> dict[str, An
             output, errors = process.communicate(json.dumps(job), timeout=timeout_s)
         except subprocess.TimeoutExpired:
             raise DeviceError(
-                f"{job['action']} did not end within {timeout_s:.0f} s on this machine",
+                f"{job['action']} did not end within {timeout_s:.0f} s {_HERE}",
                 "the machine may be overloaded: look at its load and run again",
             ) from None
         finally:
             with suppress(ProcessLookupError):  # its children too, should it have ended before them
                 os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode < 0:
-        raise DeviceError(
-            f"{job['action']} was killed on this machine by {signal.Signals(-process.returncode).name}",
-            "SIGKILL is what the kernel sends when memory runs out" if process.returncode == -signal.SIGKILL else "",
-        )
-    if process.returncode != 0:
-        last = errors.strip().splitlines()[-1:] or [f"exit status {process.returncode}"]
-        raise DeviceError(f"{job['action']} failed on this machine: {last[0][:300]}")
-    try:
-        document = json.loads(output)
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise DeviceError(f"{job['action']} printed no JSON document on this machine")
-    return document
+    ended = Ended(process.returncode, output, errors)
+    return document_of(ended, job["action"], _HERE, f"{sys.executable} -m pip install --upgrade edgekit-sdk")

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekit.conditions import Conditions, read_conditions
+from edgekit.errors import InputError
 from edgekit.results import DeviceInfo
-from edgekit.types import Latency
+from edgekit.types import Figure, Kind, Latency
 
 if TYPE_CHECKING:
     from edgekit.backends import Artifact, Backend
@@ -22,42 +24,69 @@ _START_UP_S = 120.0  # generous: a loaded board imports the runtime and compiles
 @dataclass(frozen=True)
 class Raced:
     """One contestant's latency, and its ratio to the first contestant's: the median over the interleaved rounds, with
-    the 10th and 90th percentile of the rounds.
+    the 10th and 90th percentile of the rounds and the 95 % confidence interval of that median. ``conditions`` are the
+    race's. ``energy_mj`` and ``peak_memory_bytes`` are None unless the race was asked for them. A board that is not at
+    hand held no race: then ``kind`` says "predicted" (``source`` by what), or "none" and why.
     """
 
     latency_ms: Latency
     ratio: float
     ratio_low: float
     ratio_high: float
+    ratio_ci_low: float | None = None
+    ratio_ci_high: float | None = None
+    conditions: Conditions | None = None
+    energy_mj: Figure | None = None
+    peak_memory_bytes: Figure | None = None
+    kind: Kind = Kind.MEASURED
+    source: str = ""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A machine that runs jobs of one backend."""
+    """A machine that runs jobs of one backend; without a ``job_runner``, one that nobody has at hand."""
 
     backend: Backend
-    run_job: RunJob
+    job_runner: RunJob | None
     threads: int
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it can be asked: a board that nobody named is only known by its profile."""
+        return self.job_runner is not None
+
+    def run_job(self, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        """Run a job there. Raises `InputError` where no board was named."""
+        if self.job_runner is None:
+            raise InputError("this needs the board, and no --host says where it is", "pass --host user@address")
+        return self.job_runner(job, timeout_s)
 
     def probe(self) -> tuple[DeviceInfo, tuple[str, ...]]:
         """What the device is, and the precisions that its runtime claims (a claim, not a promise of speed)."""
         document = self.run_job({"action": "probe"}, _START_UP_S)
         return _device_info(document["device"], self.threads), tuple(document["capabilities"])
 
-    def race(self, contestants: Mapping[str, Artifact], seconds: float, inputs: Path | None = None) -> dict[str, Raced]:
-        """Interleaved latencies of the contestants, ``seconds`` in all after warm-up."""
+    def race(
+        self,
+        contestants: Mapping[str, Artifact],
+        seconds: float,
+        inputs: Path | None = None,
+        footprint: bool = False,
+    ) -> dict[str, Raced]:
+        """Interleaved latencies of the contestants, ``seconds`` in all after warm-up, up to twice as long where other
+        programs disturb it. With ``footprint``, energy and peak memory too: a few seconds more for each.
+        """
         job = {
             "action": "race",
             "models": self._models(contestants),
             "threads": self.threads,
             "seconds": seconds,
             "inputs": None if inputs is None else str(inputs),
+            "footprint": footprint,
         }
-        document = self.run_job(job, _START_UP_S * len(contestants) + 10 * seconds)
-        return {
-            row["name"]: Raced(Latency(**row["latency_ms"]), row["ratio"], row["ratio_low"], row["ratio_high"])
-            for row in document["results"]
-        }
+        document = self.run_job(job, _START_UP_S * len(contestants) * (1 + footprint) + 10 * seconds)
+        conditions = read_conditions(document["conditions"])
+        return {row["name"]: _raced(row, conditions, footprint) for row in document["results"]}
 
     def profile(
         self, models: Mapping[str, Artifact], seconds: float, compiles: int = 5
@@ -73,11 +102,44 @@ class Device:
         document = self.run_job(job, len(models) * compiles * (_START_UP_S + 10 * seconds))
         return {row["name"]: row["nodes"] for row in document["results"]}
 
-    def _models(self, artifacts: Mapping[str, Artifact]) -> list[dict[str, str]]:
+    def _models(self, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         return [
-            {"name": name, "path": str(artifact.path), "hint": self.backend.hint(artifact.base)}
+            {
+                "name": name,
+                "path": str(artifact.path),
+                "files": [str(file) for file in artifact.files],  # what travels to a board
+                "hint": self.backend.hint(artifact.base),
+            }
             for name, artifact in artifacts.items()
         ]
+
+
+def _raced(row: Mapping[str, Any], conditions: Conditions, footprint: bool) -> Raced:
+    return Raced(
+        latency_ms=Latency(**row["latency_ms"]),
+        ratio=row["ratio"],
+        ratio_low=row["ratio_low"],
+        ratio_high=row["ratio_high"],
+        ratio_ci_low=row["ratio_ci_low"],
+        ratio_ci_high=row["ratio_ci_high"],
+        conditions=conditions,
+        energy_mj=_energy(row["energy_mj"], conditions) if footprint else None,
+        peak_memory_bytes=_memory(row["memory"], conditions) if footprint else None,
+    )
+
+
+def _energy(found: Mapping[str, float] | None, conditions: Conditions) -> Figure:
+    if found is None:
+        return Figure(Kind.NONE, source=conditions.missing["energy_mj"])
+    source = f"{conditions.energy_source}, the idle board's {conditions.idle_w:.3g} W subtracted"
+    return Figure(Kind.MEASURED, found["value"], found["low"], found["high"], source)
+
+
+def _memory(found: Mapping[str, int] | None, conditions: Conditions) -> Figure:
+    if found is None:
+        return Figure(Kind.NONE, source=conditions.missing["memory"])
+    runtime = f"{found['before_bytes'] / 1e6:.0f} MB of it the runtime before the model was loaded"
+    return Figure(Kind.MEASURED, float(found["peak_bytes"]), source=f"a process of its own, {runtime}")
 
 
 def _device_info(facts: Mapping[str, Any], threads: int) -> DeviceInfo:

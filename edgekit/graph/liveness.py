@@ -1,61 +1,89 @@
 """Which activations are in memory at which execution step, and how many bytes that is for given precisions.
 
-How values share memory is told in `buffers`. A float buffer is stored in 8 bit when every layer that reads it executes
-in int8, directly or through operators that int8 passes unchanged (``TRANSPARENT_OPS``). One reader of another kind, or
-being a model output, keeps it float.
+How values share memory is told in `buffers`, which width a reader wants in `demands`. The rest is what OpenVINO's CPU
+plugin does where widths meet (read from its runtime model, compared with its arena in `benchmarks/memory.py`):
+
+- An int8 layer puts out 8 bit where all readers want that, and float otherwise; a float layer always puts out float.
+  Elementwise functions, pooling and other operators put out whichever is wanted, both at once if need be.
+- Where a layer put out float and an int8 reader comes, a copy in 8 bit is made right before that reader: both are in
+  memory then. The float one goes when nothing else reads it.
+- An int8 convolution does not add to a float tensor by the way: its result is there beside that tensor.
+
+What this does not know: a sum of two int8 layers that is computed in float because another layer before it is float
+takes one more float tensor for that step; and what `buffers` does not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import onnx_ir as ir
 
-from edgekit.graph.buffers import VIEW_OPS, Buffer, allocate
+from edgekit.graph.buffers import Buffer, Phase, allocate
+from edgekit.graph.demands import NOTHING, Demand, both, find_demands, quantizable_adds
 from edgekit.graph.flow import Flow, flow_of
 from edgekit.graph.load import Graph
-from edgekit.types import Layer, Precision
+from edgekit.graph.passes import Pass, find_passes
+from edgekit.types import Precision
 
-TRANSPARENT_OPS = VIEW_OPS | {"Transpose", "MaxPool", "Relu", "Clip", "Concat", "Slice", "Split", "Pad"}
+Layers = frozenset[str]
 
 
 @dataclass(frozen=True)
 class LiveTensor:
-    """A piece of activation memory: ``elements`` of ``element_bytes`` each at full width (float32: 4).
-
-    ``name`` is the last value that it holds, ``readers`` the execution steps that read it. ``deciders`` are the layers
-    that must all be int8 for it to take one byte an element; empty where it never does.
+    """A piece of activation memory: ``elements`` of ``large_bytes`` each where one of the layers ``deciders`` is in the
+    ``domain``, else of ``small_bytes``; always the first where there are no deciders. ``is_float`` says that the large
+    ones are floats: two bytes where the model runs in a 16-bit float type. ``name`` is a value that it holds.
     """
 
     name: str
     elements: int
-    element_bytes: int
-    readers: tuple[int, ...]
+    large_bytes: int
+    small_bytes: int
     deciders: tuple[str, ...]
+    domain: Literal["float", "int8"]
+    is_float: bool
+
+    def bytes_large(self, float_bits: int) -> int:
+        """Bytes an element while it is large, in a model of that float type."""
+        return float_bits // 8 if self.is_float else self.large_bytes
 
 
 def live_steps(graph: Graph) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, ...], ...]]:
-    """The tensors, and for each execution step (one per node) the indices of those that are in memory then."""
+    """The tensors, and for each execution step the indices of those that are in memory then. Each node has two steps:
+    what it reads is brought into its width, and it is computed.
+    """
     flow = flow_of(graph.model)
-    layers = {layer.name: layer for layer in graph.layers}
-    readers = _deciding_readers(flow, layers)
-    live: list[list[int]] = [[] for _ in flow.nodes]
-    tensors: list[LiveTensor] = []
-    for index, buffer in enumerate(allocate(flow, tuple(tensor.name for tensor in graph.inputs))):
-        deciders = _deciders(buffer, flow, readers)
-        tensors.append(
-            LiveTensor(
-                name=buffer.members[-1],
-                elements=buffer.elements,
-                element_bytes=max(1, buffer.dtype.bitwidth // 8),
-                readers=tuple(sorted(buffer.readers)),
-                deciders=tuple(layer.name for layer in graph.layers if layer.name in deciders),
+    memory = _Memory(
+        flow,
+        {layer.name: layer.inputs for layer in graph.layers},
+        find_demands(flow, {layer.name: layer.inputs for layer in graph.layers}),
+        quantizable_adds(flow, frozenset(layer.name for layer in graph.layers)),
+        find_passes(flow),
+    )
+    order = {layer.name: place for place, layer in enumerate(graph.layers)}
+    numbers: dict[tuple[int, LiveTensor], int] = {}
+    live: list[set[int]] = [set() for _ in range(2 * len(flow.nodes))]
+    buffers = allocate(flow, tuple(tensor.name for tensor in graph.inputs))
+    for place, buffer in enumerate(buffers):
+        relaid = any(other.phases[0].members == buffer.members for other in buffers[place + 1 :])
+        width = max(1, buffer.dtype.bitwidth // 8)
+        for name, first, last, part in memory.parts(buffer, relaid):
+            tensor = LiveTensor(
+                name=name,
+                elements=buffer.elements * part.times,
+                large_bytes=1 if part.is_copy else width,
+                small_bytes=part.small_bytes,
+                deciders=tuple(sorted(part.deciders, key=order.__getitem__)),
+                domain=part.domain,
+                is_float=buffer.dtype == ir.DataType.FLOAT and not part.is_copy,
             )
-        )
-        for step in range(buffer.first, buffer.last + 1):
-            live[step].append(index)
-    return tuple(tensors), tuple(tuple(indices) for indices in live)
+            index = numbers.setdefault((place, tensor), len(numbers))
+            for step in range(max(first, 0), last + 1):
+                live[step].add(index)
+    return tuple(tensor for _, tensor in numbers), tuple(tuple(sorted(indices)) for indices in live)
 
 
 def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision]) -> int:
@@ -68,50 +96,172 @@ def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision]) -> 
     chosen = {layer.name: precisions.get(layer.name, Precision.FP32) for layer in graph.layers}
     kinds = set(chosen.values())
     half = kinds <= {Precision.BF16, Precision.FP16, Precision.INT8} and not kinds <= {Precision.INT8}
-    floating = {v.name for v in _values(graph.model) if v.dtype == ir.DataType.FLOAT}
     sizes = []
     for tensor in tensors:
-        small = tensor.deciders and all(chosen[name] is Precision.INT8 for name in tensor.deciders)
-        full = 2 if half and tensor.name in floating else tensor.element_bytes
-        sizes.append(tensor.elements * (1 if small else full))
+        domains = {"int8" if chosen[name] is Precision.INT8 else "float" for name in tensor.deciders}
+        large = not tensor.deciders or tensor.domain in domains
+        sizes.append(tensor.elements * (tensor.bytes_large(16 if half else 32) if large else tensor.small_bytes))
     return max((sum(sizes[index] for index in step) for step in steps), default=0)
 
 
-def _values(model: ir.Model) -> list[ir.Value]:
-    return [*model.graph.inputs, *(output for node in model.graph for output in node.outputs)]
+class _Part(NamedTuple):
+    """Memory that a value takes for a while: the value itself, or a copy of it in 8 bit. See `LiveTensor`."""
+
+    deciders: Layers
+    small_bytes: int = 0
+    is_copy: bool = False
+    domain: Literal["float", "int8"] = "float"
+    times: int = 1
 
 
-# What a step says about storing a value that it reads: these layers must be int8; None: it needs the float value.
-Deciding = dict[tuple[int, str], frozenset[str] | None]
+def _copy(wanted_by: Layers) -> _Part:
+    return _Part(wanted_by, is_copy=True, domain="int8")
 
 
-def _deciding_readers(flow: Flow, layers: Mapping[str, Layer]) -> Deciding:
-    found: Deciding = {}
-    needs: dict[str, frozenset[str] | None] = {}
-    for step in reversed(range(len(flow.nodes))):
-        node = flow.nodes[step]
-        layer = layers.get(node.name or "")
-        outputs = [o.name for o in node.outputs if o.name]
-        for name in outputs:
-            readers = [found[reader, name] for reader in flow.readers[name]]
-            needs[name] = None if name in flow.outputs else _all(readers)
-        for name in flow.reads[step]:
-            if layer is not None:
-                found[step, name] = frozenset({layer.name}) if name in layer.inputs else None
-            elif node.op_type in TRANSPARENT_OPS and node.domain in ("", "ai.onnx"):
-                found[step, name] = _all([needs[output] for output in outputs])
-            else:
-                found[step, name] = None
-    return found
+class _Reader(NamedTuple):
+    step: int
+    demand: Demand
 
 
-def _all(parts: list[frozenset[str] | None]) -> frozenset[str] | None:
-    known = [part for part in parts if part is not None]
-    return frozenset().union(*known) if len(known) == len(parts) else None
+@dataclass(frozen=True)
+class _Memory:
+    """What each buffer takes, and when. Steps are counted twice here: 2 s is before node s, 2 s + 1 is node s."""
+
+    flow: Flow
+    layers: Mapping[str, tuple[str, ...]]
+    demands: Mapping[tuple[int, str], Demand]
+    adds: Mapping[int, Layers]
+    passes: Mapping[int, Pass]
+
+    def parts(self, buffer: Buffer, relaid: bool) -> Iterator[tuple[str, int, int, _Part]]:
+        """Name, first and last step, and the part."""
+        name = buffer.members[-1]
+        kept = buffer.is_input or not self.flow.outputs.isdisjoint(buffer.members)
+        if buffer.dtype != ir.DataType.FLOAT or kept:
+            yield name, 2 * buffer.first + (not kept), 2 * buffer.last + 1, _Part(frozenset())
+            if buffer.dtype == ir.DataType.FLOAT:
+                yield from self._copies(buffer, relaid)
+            return
+        ended: Phase | None = None
+        for phase, after in zip(buffer.phases, [*buffer.phases[1:], None], strict=True):
+            for first, last, parts in self._of_phase(buffer, phase, ended, after):
+                for part in parts:
+                    yield name, first, last, part
+            ended = phase
+
+    def _copies(self, buffer: Buffer, relaid: bool) -> Iterator[tuple[str, int, int, _Part]]:
+        """Of what the caller holds, for int8 readers. What convolutions read is laid out afterwards in another copy."""
+        readers = [r for phase in buffer.phases for r in self._readers(buffer, phase)]
+        wanting = [r for r in readers if r.demand.int8_if]
+        for place, reader in enumerate(wanting[:1] if relaid else wanting):
+            first = 2 * (wanting[place - 1].step + 1 if place else reader.step)
+            left = both(r.demand for r in wanting[place:]).int8_if
+            yield buffer.members[-1], first, 2 * reader.step + (not relaid), _copy(left)
+
+    def _readers(self, buffer: Buffer, phase: Phase) -> list[_Reader]:
+        """In the order of execution; what is computed in one pass reads until its end."""
+        found: dict[int, Demand] = {}
+        for name in phase.members:
+            for step in self.flow.readers[name]:
+                if step in buffer.readers:
+                    last = self.passes[step].last if step in self.passes else step
+                    found[last] = both((found.get(last, NOTHING), self.demands[step, name]))
+        return [_Reader(*item) for item in sorted(found.items())]
+
+    def _of_phase(
+        self, buffer: Buffer, phase: Phase, ended: Phase | None, after: Phase | None
+    ) -> Iterator[tuple[int, int, list[_Part]]]:
+        """First and last step with what is held then. A phase that takes another's place begins with it."""
+        readers = self._readers(buffer, phase)
+        if after is not None:
+            name = phase.members[-1]
+            wanted = both(self.demands[step, name] for step in self.flow.readers[name] if step in buffer.internal)
+            readers = [*(r for r in readers if r.step < after.first), _Reader(after.first, wanted)]
+        made = self._made_by(phase)
+        begin = 2 * phase.first + 1
+        if not readers:
+            yield begin, 2 * buffer.last + 1, _held(Demand(made))
+            return
+        everything = both(r.demand for r in readers)
+        if len(phase.makers) > 1 and made is None:  # an int8 convolution does not add to a float tensor by the way,
+            conv, add = phase.makers  # and a result that comes out in both widths is not written over anything
+            times = 2 if everything.int8_if and everything.int8_if != everything.float_if else 1
+            alone = _Part(frozenset({self.flow.nodes[conv].name or ""}), domain="int8", times=times)
+            yield begin, 2 * add + 1, [alone]
+        if ended is not None and len(phase.makers) == 1:  # an elementwise function, in the place of its source
+            yield begin, begin, [_copy(everything.int8_if)] if everything.int8_if else []
+            begin += 1
+        end = 2 * readers[-1].step + 1
+        if after is not None and len(after.makers) > 1:
+            end -= 1  # the convolution that adds to it counts it then
+        if made == frozenset():
+            yield from _both_at_once(begin, readers, end)
+        elif len(readers) == 1:
+            yield from _copied_at_once(begin, made, readers[0], end)
+        else:
+            yield from _copied_when_read(begin, made, readers, end)
+
+    def _made_by(self, phase: Phase) -> Layers | None:
+        """The layers that must be int8 for it to come out in 8 bit; ``None``: it never does."""
+        if phase.makers and phase.makers[0] in self.passes:
+            return frozenset()
+        if len(phase.makers) > 1:
+            return self.adds.get(phase.makers[1])
+        return frozenset(name for step in phase.makers if (name := self.flow.nodes[step].name or "") in self.layers)
 
 
-def _deciders(buffer: Buffer, flow: Flow, readers: Deciding) -> frozenset[str]:
-    if buffer.is_input or buffer.dtype != ir.DataType.FLOAT or flow.outputs.intersection(buffer.members):
-        return frozenset()
-    steps = [readers[step, name] for name in buffer.members for step in flow.readers[name] if step in buffer.readers]
-    return _all(steps) or frozenset()
+def _both_at_once(begin: int, readers: list[_Reader], end: int) -> Iterator[tuple[int, int, list[_Part]]]:
+    """What is wanted comes out of no layer: in the widths that are wanted."""
+    for place, reader in enumerate(readers):
+        last = end if place == len(readers) - 1 else 2 * reader.step + 1
+        yield begin, last, _held(both(r.demand for r in readers[place:]))
+        begin = last + 1
+
+
+def _copied_at_once(
+    begin: int, made: Layers | None, reader: _Reader, end: int
+) -> Iterator[tuple[int, int, list[_Part]]]:
+    """The one reader of a layer's result has its copy made as soon as that is there."""
+    yield begin, begin, _held(_joined(Demand(made), reader.demand.float_if))
+    yield begin + 1, begin + 1, _held(_joined(reader.demand, made))
+    yield begin + 2, end, _held(reader.demand)
+
+
+def _copied_when_read(
+    begin: int, made: Layers | None, readers: list[_Reader], end: int
+) -> Iterator[tuple[int, int, list[_Part]]]:
+    """Where there are more, the copy is made right before the first that wants it. Of two readers this is exact; of
+    more it may count a width that nothing reads any longer.
+    """
+    demands = [r.demand for r in readers]
+    yield begin, 2 * readers[0].step - 1, _held(_joined(Demand(made), both(demands).float_if))
+    for place, reader in enumerate(readers):
+        at, left = 2 * reader.step, both((*demands[:1], *demands[place:])).float_if
+        copied = demands[0].int8_if if place == 0 else both(demands[place:]).int8_if
+        yield at, at, _held(Demand(_union(left, made) if place == 0 else left, copied))
+        if place == len(readers) - 1:
+            yield at + 1, end, _held(reader.demand)
+            return
+        yield at + 1, at + 1, _held(Demand(left, copied))
+        rest = both((*demands[:1], *demands[place + 1 :]))
+        wanted = both(demands[place + 1 :]).int8_if if place + 2 < len(readers) else frozenset()
+        yield at + 2, 2 * readers[place + 1].step - 1, _held(Demand(rest.float_if, wanted))
+
+
+def _union(one: Layers | None, other: Layers | None) -> Layers | None:
+    return None if one is None or other is None else one | other
+
+
+def _joined(demand: Demand, float_if: Layers | None) -> Demand:
+    return Demand(_union(demand.float_if, float_if), demand.int8_if)
+
+
+def _held(demand: Demand) -> list[_Part]:
+    """The value in the widths that are wanted: one part where it is one or the other, two where it can be both."""
+    if demand.float_if is None:
+        value = _Part(frozenset())
+    elif not demand.int8_if or (demand.int8_if == demand.float_if and len(demand.float_if) == 1):
+        return [_Part(demand.float_if, 1)]
+    else:
+        value = _Part(demand.float_if)
+    return [value, _copy(demand.int8_if)] if demand.int8_if else [value]

@@ -74,10 +74,22 @@ def _attention(flow: Flow, softmax: int, last_of: dict[int, int], makers: dict[s
     if len(products) != 1 or len(after) != 1 or not _product(flow, after[0]):
         return {}
     steps |= {products[0]}
+    steps |= {
+        makers[name] for step in (products[0], after[0]) for name in flow.reads[step] if _swapped(flow, makers, name)
+    }
     inner = {o.name or "" for step in steps for o in flow.nodes[step].outputs}
     steps |= {after[0]}
     closed = all(steps.issuperset(flow.readers[name]) for name in inner) and not flow.outputs & inner
     return dict.fromkeys(steps, after[0]) if closed else {}
+
+
+def _swapped(flow: Flow, makers: dict[str, int], name: str) -> bool:
+    """Whether a value is a Transpose that leaves the rows whole: a product reads such rows where they are."""
+    node = flow.nodes[makers[name]] if name in makers else None
+    if node is None or not is_op(node, "Transpose") or len(flow.readers[name]) != 1:
+        return False
+    order = list(node.attributes.get_ints("perm", ()))
+    return len(order) > 1 and order[-1] == len(order) - 1
 
 
 def _product(flow: Flow, step: int) -> bool:

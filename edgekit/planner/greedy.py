@@ -163,6 +163,8 @@ class _State:
         return _Amounts(*own)
 
     def _is_float(self, layer: int) -> bool:
+        if layer < 0:  # as a decider: that it is int8
+            return not self._is_float(~layer)
         return bool(self.table.is_float[self.table.starts[layer] + self.now[layer]])
 
     def _bytes(self, step: Step) -> float:

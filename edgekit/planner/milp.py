@@ -25,8 +25,9 @@ _COARSE = 1.0  # an objective below this, in those units, is not resolved
 _MAX_CUTS = 8  # plans that HiGHS's own tolerance let through, excluded one by one before the budgets are shrunk
 _SHRINK = (1e-5, 1e-4, 1e-3)  # of a budget's slack, until HiGHS's tolerances do not add up to it
 _MANY = 2000  # columns from which the relaxation is solved first, and HiGHS may presolve
-_NEAR = (1 / 10, 1 / 2, 3)  # how far above the relaxation, in gaps
-_WITHIN_REACH = 5  # gaps above the relaxation up to which a plan found near it settles how far to look
+_NEAR = (1 / 50, 1 / 10, 2 / 5, 3 / 2, 6)  # how far above the relaxation, in gaps
+_WITHIN_REACH = 3  # times as far up to which all that may be better than the plan found is looked at instead
+_PROVE = 0.95  # of the gap: what one look must prove, so that rounding does not ask for another
 _PATIENCE = 0.15  # share of the time left that one look may take
 
 Picked = tuple[int, ...]
@@ -114,33 +115,32 @@ def _near_relaxation(
     if math.isinf(relaxation.value):
         return Outcome(None, math.inf)
     best, value = incumbent, math.inf if incumbent is None else _value(table, incumbent, quantity)
-    low = relaxation.value - _ABSOLUTE_GAP
-    bound = low / program.scale
+    low = proven = relaxation.value - _ABSOLUTE_GAP
     for share in (*_NEAR, math.inf):
-        known = value * program.scale - low  # what is farther above the relaxation is not better
+        goal = value * program.scale * (1 - gap)  # a plan above it is not worth looking for
+        if proven >= goal:
+            break
         room = max(share * gap * low, _ABSOLUTE_GAP) if math.isfinite(share) else math.inf
-        if known <= (room if best is incumbent else max(room, _WITHIN_REACH * gap * low)):
-            room = known
+        last = goal - low <= room * (1 if best is incumbent else _WITHIN_REACH)
+        room = goal - low if last else room
+        if low + room <= proven:
+            continue
         near = narrowed(table, usable, program, relaxation, room)
-        last = math.isinf(share) or room == known
-        if near is not None:
-            now = time.monotonic()
-            until = deadline if last else now + _PATIENCE * (deadline - now)
-            found = _choose(table, formulate(table, near, limits, quantity), limits, gap / 2, until, presolve=True)
-            if found is None and last:
-                break
-            if found is None:
-                continue
+        if near is None:
+            proven = max(proven, low + room)
+            continue
+        now = time.monotonic()
+        until = deadline if last else now + _PATIENCE * (deadline - now)
+        found = _choose(table, formulate(table, near, limits, quantity), limits, _PROVE * gap, until, presolve=True)
+        if found is not None:
             if found.picked is not None and _value(table, found.picked, quantity) < value:
                 best, value = found.picked, _value(table, found.picked, quantity)
-            bound = max(bound, min(found.bound, (low + room) / program.scale))
-        else:
-            bound = max(bound, (low + room) / program.scale)
-        if last or (best is not None and relative_gap(value, bound) <= gap):
+            proven = max(proven, min(found.bound * program.scale, low + room))
+        if last:
             break
     if best is None:
-        return Outcome(None, math.inf) if math.isinf(bound) else None
-    return Outcome(best, min(bound, value))
+        return Outcome(None, math.inf) if math.isinf(proven) else None
+    return Outcome(best, min(proven / program.scale, value))
 
 
 def _value(table: Table, picked: Picked, quantity: Quantity) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from edgekit.types import Precision
+from edgekit.types import Mask, Precision
 
 Quantity = Literal["latency_ms", "weight_bytes", "memory_bytes", "loss"]
 QUANTITIES: tuple[Quantity, ...] = ("latency_ms", "weight_bytes", "memory_bytes", "loss")
@@ -18,7 +18,7 @@ Cells = Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
 @dataclass(frozen=True)
 class LayerOption:
     """One way to execute a layer. ``memory_bytes`` are its resident weights, ``loss`` its relative output noise power,
-    ``domain`` what crosses its edges: "int8" or "float".
+    ``domain`` what crosses its edges: "int8" or "float", ``mask`` which weights are zero.
     """
 
     precision: Precision
@@ -27,6 +27,7 @@ class LayerOption:
     memory_bytes: int
     loss: float
     domain: str
+    mask: Mask = Mask.NONE
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,21 @@ class TensorPart:
 
 @dataclass(frozen=True)
 class ActivationTensor:
-    """Takes ``bytes_small`` when all ``deciders`` (layer indices) chose "int8", else ``bytes_full``; with no deciders
-    it always takes ``bytes_full``. The ``parts`` come on top, each in the same way.
+    """Takes ``bytes_full`` when one of the ``deciders`` (layer indices) chose "float" or one of the ``int8_deciders``
+    chose "int8", else ``bytes_small``; with neither it always takes ``bytes_full``. The ``parts`` come on top, each in
+    the same way.
     """
 
     bytes_full: int
     bytes_small: int
     deciders: tuple[int, ...]
     parts: tuple[TensorPart, ...] = ()
+    int8_deciders: tuple[int, ...] = ()
+
+    @property
+    def literals(self) -> frozenset[int]:
+        """What makes it large: ``i`` stands for layer ``i`` being float, ``~i`` for its being int8."""
+        return frozenset(self.deciders) | {~i for i in self.int8_deciders}
 
 
 @dataclass(frozen=True)
@@ -185,7 +193,7 @@ def evaluate(problem: Problem, choice: Sequence[int], kept: Sequence[int] = ()) 
             latencies += (b.cost_ms, *(part.cost_ms[kept[part.group]] for part in b.parts))
     sizes: list[int] = []
     for t in problem.tensors:
-        if t.deciders and all(small[i] for i in t.deciders):
+        if t.literals and all(small[i] if i >= 0 else not small[~i] for i in t.literals):
             sizes.append(t.bytes_small + sum(part.bytes_small[kept[part.group]] for part in t.parts))
         else:
             sizes.append(t.bytes_full + sum(part.bytes_full[kept[part.group]] for part in t.parts))

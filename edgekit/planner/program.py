@@ -100,14 +100,14 @@ class _Shares:
     table: Table
     position: list[int]  # of each table column among the program's, -1 where unusable
     options: list[list[int]]  # for each node its program columns
-    floats: list[dict[int, float]]  # for each layer its float program columns
+    floats: dict[int, Entries]  # for each layer its float program columns, and for ~layer those that are int8
     cells: list[npt.NDArray[np.intp] | None]
     factors: dict[tuple[int, int], int]  # layer, group node -> a factor with columns that holds both
 
     def decisive(self, deciders: Iterable[int]) -> tuple[int, ...]:
-        """Those of the layers that decide whether one is float: one alone that surely is, else all that can be."""
+        """Those that decide whether one of them holds: one alone that surely does, else all that can."""
         able = [d for d in deciders if self.floats[d]]
-        sure = [d for d in able if len(self.floats[d]) == len(self.options[d])]
+        sure = [d for d in able if len(self.floats[d]) == len(self.options[max(d, ~d)])]
         return tuple(sure[:1] or able)
 
     def kept(self, group: int) -> list[dict[int, float]]:
@@ -116,22 +116,25 @@ class _Shares:
         return [{self.position[c]: 1.0} if self.position[c] >= 0 else {} for c in span]
 
     def float_and_kept(self, layer: int, group: int) -> list[dict[int, float]] | None:
-        """By the group's options: columns that sum to 1 when it is chosen and the layer is float; None: no such."""
+        """By the group's options: columns that sum to 1 when it is chosen and the layer is float (~layer: it is int8);
+        None: no such.
+        """
+        node = max(layer, ~layer)
         if not self.floats[layer]:
             return [{} for _ in self.kept(group)]
-        if len(self.floats[layer]) == len(self.options[layer]):
+        if len(self.floats[layer]) == len(self.options[node]):
             return self.kept(group)
         if len(self.options[group]) == 1:
             return [dict(self.floats[layer]) if chosen else {} for chosen in self.kept(group)]
-        number = self.factors.get((layer, group))
+        number = self.factors.get((node, group))
         columns = None if number is None else self.cells[number]
         if number is None or columns is None:
             return None
         nodes = self.table.factors[number].nodes
-        start = self.table.starts[layer]
-        is_float = self.table.is_float[start : self.table.starts[layer + 1]]
+        is_float = self.table.is_float[self.table.starts[node] : self.table.starts[node + 1]]
+        wanted = is_float if layer >= 0 else ~is_float
         found = []
-        for part in columns.compress(is_float, axis=nodes.index(layer)).swapaxes(0, nodes.index(group)):
+        for part in columns.compress(wanted, axis=nodes.index(node)).swapaxes(0, nodes.index(group)):
             found.append(dict.fromkeys(part[part >= 0].tolist(), 1.0))
         return found
 
@@ -160,7 +163,11 @@ def formulate(table: Table, usable: Usable, limits: Limits, objective: Quantity,
         table,
         position.tolist(),
         options,
-        [dict.fromkeys((c for c in node if table.is_float[columns[c]]), 1.0) for node in options],
+        {
+            key: dict.fromkeys((c for c in node if table.is_float[columns[c]] == (key >= 0)), 1.0)
+            for number, node in enumerate(options)
+            for key in (number, ~number)
+        },
         cells,
         {
             (node, group): i
@@ -320,7 +327,7 @@ def _memory_rows(rows: _Rows, shares: _Shares, weights: Entries, slack: float | 
 
 
 def _large(rows: _Rows, shares: _Shares, deciders: Iterable[int]) -> Entries:
-    """Columns that sum to 1 when one of the deciders is float."""
+    """Columns that sum to 1 when one of the deciders holds."""
     decisive = shares.decisive(deciders)
     if len(decisive) <= 1:
         return shares.floats[decisive[0]] if decisive else {}
@@ -363,7 +370,7 @@ def _tensor_columns(rows: _Rows, shares: _Shares, rooms: Mapping[int, float]) ->
 
 
 def _large_and_kept(rows: _Rows, shares: _Shares, decisive: tuple[int, ...], group: int) -> list[Entries]:
-    """By the group's options: columns that sum to 1 when it is chosen and one of the layers is float."""
+    """By the group's options: columns that sum to 1 when it is chosen and one of the deciders holds."""
     joint = {layer: shares.float_and_kept(layer, group) for layer in decisive}
     alone = joint[decisive[0]]
     if len(decisive) == 1 and alone is not None:

@@ -121,8 +121,8 @@ def _binding(table: Table, limits: Limits, objective: Quantity, totals: Totals) 
     limited = [q for q in QUANTITIES if getattr(limits, q) is not None]
     if not limited:
         return ()
-    priced = priced_limits(table, limits, objective)
     used_up = {q for q in limited if getattr(totals, q) >= getattr(limits, q) * (1 - BINDING_SLACK)}
+    priced = priced_limits(table, limits, objective) if len(used_up) < len(limited) else frozenset()
     return tuple(q for q in limited if q in priced | used_up)
 
 

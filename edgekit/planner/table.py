@@ -39,10 +39,10 @@ class Pair(NamedTuple):
 class Size(NamedTuple):
     """A tensor whose bytes change with channel groups, over its least."""
 
-    deciders: tuple[int, ...]
-    extra: float  # bytes added when one of the deciders is not int8
-    small: dict[int, Floats]  # node of a channel group -> bytes over the least by its option, while all are int8
-    extras: dict[int, Floats]  # the same, added when one of the deciders is not int8
+    deciders: tuple[int, ...]  # as in `ActivationTensor.literals`
+    extra: float  # bytes added when one of the deciders holds
+    small: dict[int, Floats]  # node of a channel group -> bytes over the least by its option, while none holds
+    extras: dict[int, Floats]  # the same, added when one of the deciders holds
 
     @property
     def most(self) -> float:
@@ -54,7 +54,7 @@ class Step(NamedTuple):
     """One execution step's live activations."""
 
     least_bytes: int  # with every tensor at its smallest
-    extra: dict[int, int]  # set of deciders -> bytes added when one of them is not int8
+    extra: dict[int, int]  # set of deciders -> bytes added when one of them holds
     sizes: frozenset[int]  # tensors that change with channel groups too
 
 
@@ -112,7 +112,7 @@ def tabulate(problem: Problem, limits: Limits) -> Table:
             tensor, smallest, largest = problem.tensors[index], *base[index]
             least += smallest
             if index not in sizes and largest > smallest:
-                which = distinct.setdefault(frozenset(tensor.deciders), len(distinct))
+                which = distinct.setdefault(tensor.literals, len(distinct))
                 extra[which] = extra.get(which, 0) + largest - smallest
         steps.append(Step(least, extra, frozenset(step) & sizes.keys()))
     floor = max(step.least_bytes for step in steps)
@@ -294,13 +294,13 @@ def _sizes(problem: Problem, kept: list[npt.NDArray[np.intp]]) -> tuple[dict[int
     sizes: dict[int, Size] = {}
     base: list[tuple[int, int]] = []
     for index, t in enumerate(problem.tensors):
-        smallest, extra = (t.bytes_small, t.bytes_full - t.bytes_small) if t.deciders else (t.bytes_full, 0)
+        smallest, extra = (t.bytes_small, t.bytes_full - t.bytes_small) if t.literals else (t.bytes_full, 0)
         small: dict[int, Floats] = {}
         extras: dict[int, Floats] = {}
         for part in t.parts:
             node = layers + part.group
             full = np.array(part.bytes_full, dtype=np.float64)[kept[node]]
-            low = np.array(part.bytes_small, dtype=np.float64)[kept[node]] if t.deciders else full
+            low = np.array(part.bytes_small, dtype=np.float64)[kept[node]] if t.literals else full
             small[node] = small.get(node, 0.0) + low
             extras[node] = extras.get(node, 0.0) + full - low
         for node in list(small):
@@ -311,7 +311,7 @@ def _sizes(problem: Problem, kept: list[npt.NDArray[np.intp]]) -> tuple[dict[int
                 del small[node], extras[node]
         if small:
             changes = extra > 0 or any(e.any() for e in extras.values())
-            sizes[index] = Size(tuple(sorted(set(t.deciders))) if changes else (), extra, small, extras)
+            sizes[index] = Size(tuple(sorted(t.literals)) if changes else (), extra, small, extras)
         base.append((smallest, smallest + extra))
     return sizes, base
 

@@ -91,7 +91,7 @@ def usable_of(table: Table, limits: Limits, start: Usable | None = None) -> Usab
                         rise[table.starts[node] : table.starts[node + 1]] += lowest
             columns &= rise <= slack
             if quantity == "memory_bytes":
-                _drop_over_steps(table, usable, slack, columns, cells)
+                _drop_over_steps(table, usable, slack, cells)
         smaller = consistent(table, Usable(columns, cells))
         if smaller is None or (smaller.columns == usable.columns).all():
             return smaller
@@ -110,17 +110,17 @@ def consistent(table: Table, usable: Usable) -> Usable | None:
     while (count := int(columns.sum())) != before:
         before = count
         for mask, factor in zip(cells, table.factors, strict=True):
-            for axis, node in enumerate(factor.nodes):
-                span = slice(table.starts[node], table.starts[node + 1])
-                wide = [-1 if a == axis else 1 for a in range(mask.ndim)]
-                mask &= columns[span].reshape(wide)
+            spans = [slice(table.starts[node], table.starts[node + 1]) for node in factor.nodes]
+            for axis, span in enumerate(spans):
+                mask &= columns[span].reshape([-1 if a == axis else 1 for a in range(mask.ndim)])
+            for axis, span in enumerate(spans):  # only now: another option may have taken this one's combinations
                 columns[span] &= mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis))
     if table.nodes and not np.logical_or.reduceat(columns, table.starts[:-1]).all():
         return None
     return Usable(columns, cells) if all(mask.any() for mask in cells) else None
 
 
-def _drop_over_steps(table: Table, usable: Usable, slack: float, columns: Mask, cells: list[Mask]) -> None:
+def _drop_over_steps(table: Table, usable: Usable, slack: float, cells: list[Mask]) -> None:
     """Remove what makes an execution step's activations overrun memory even when all the rest takes its least."""
     import numpy as np
 
@@ -130,8 +130,14 @@ def _drop_over_steps(table: Table, usable: Usable, slack: float, columns: Mask, 
     for i, factor in enumerate(table.factors):
         for node in factor.nodes:
             factors.setdefault(node, []).append(i)
-    can_float = np.logical_or.reduceat(usable.columns & table.is_float, starts[:-1]) if table.nodes else columns
-    must_float = np.logical_and.reduceat(~usable.columns | table.is_float, starts[:-1]) if table.nodes else columns
+    holds: dict[int, Mask] = {}  # by decider: the options of its layer that make a tensor large
+    for node in range(layers):
+        span = slice(starts[node], starts[node + 1])
+        holds |= {node: table.is_float[span], ~node: ~table.is_float[span]}
+
+    def in_use(decider: int) -> Mask:
+        node = max(decider, ~decider)
+        return usable.columns[starts[node] : starts[node + 1]]
 
     def least(node: int, amounts: Floats) -> float:
         return float(amounts[usable.columns[starts[node] : starts[node + 1]]].min())
@@ -141,11 +147,12 @@ def _drop_over_steps(table: Table, usable: Usable, slack: float, columns: Mask, 
         if not step.sizes or most_of(step, table.sizes) <= room:
             continue
         held = [table.sizes[t] for t in sorted(step.sizes)]
-        surely = [any(must_float[d] for d in size.deciders) for size in held]
+        surely = [any(bool((holds[d] | ~in_use(d)).all()) for d in size.deciders) for size in held]
         lowest = 0.0
         for size, large in zip(held, surely, strict=True):
             lowest += sum(least(n, s + size.extras[n] * large) for n, s in size.small.items()) + size.extra * large
-        touched = {n for size in held for n in size.small} | {d for s in held for d in s.deciders if can_float[d]}
+        able = {max(d, ~d) for size in held for d in size.deciders if (holds[d] & in_use(d)).any()}
+        touched = {n for size in held for n in size.small} | able
         for i in {i for n in touched for i in factors.get(n, ())}:
             nodes = table.factors[i].nodes
             if len(touched & set(nodes)) < 2:
@@ -153,13 +160,13 @@ def _drop_over_steps(table: Table, usable: Usable, slack: float, columns: Mask, 
             shape = cells[i].shape
             over = np.full(shape, lowest)
             for size, large in zip(held, surely, strict=True):
-                if not (size.small.keys() | set(size.deciders)) & set(nodes):
+                if not (size.small.keys() | {max(d, ~d) for d in size.deciders}) & set(nodes):
                     continue
                 is_large: Any = np.full(shape, large)
                 for axis, node in enumerate(nodes):
-                    if node < layers and node in size.deciders:
+                    for decider in {node, ~node}.intersection(size.deciders):
                         wide = [-1 if a == axis else 1 for a in range(len(shape))]
-                        is_large = is_large | table.is_float[starts[node] : starts[node + 1]].reshape(wide)
+                        is_large = is_large | holds[decider].reshape(wide)
                 for node, small in size.small.items():
                     before = least(node, small + size.extras[node] * large)
                     if node in nodes:

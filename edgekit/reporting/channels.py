@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from edgekit.reporting import wording
 from edgekit.results import FixedDetail, GroupDetail, Price, Round
+from edgekit.types import Plan
 
 _MOST_NAMES = 3
 
@@ -89,6 +90,13 @@ def summary(groups: Sequence[GroupDetail]) -> str:
     if not pruned:
         return f"all {total} channels stay ({number})"
     return f"{total - kept} of {total} channels removed, in {pruned} of {number}"
+
+
+def stored(plan: Plan) -> str:
+    """ "compressed, zeros among those of 12 of 64 layers"; nothing where the weights ship as they are."""
+    masked = len(plan.masks())
+    zeros = f"zeros among those of {masked} of {len(plan.layers)} layers" if masked else ""
+    return ", ".join(part for part in ("compressed" if plan.compressed else "", zeros) if part)
 
 
 def prices(found: Sequence[Price], share: bool) -> list[str]:

@@ -44,6 +44,8 @@ def print_difference(found: PlanDifference, console: Console) -> None:
     rows = table(("", "A", "B", "change"), ("A", "B", "change"))
     if found.a.target != found.b.target:
         add(rows, "target", found.a.target, found.b.target, "")
+    if found.a.compressed != found.b.compressed:
+        add(rows, "weights stored", *("compressed" if side.compressed else "plain" for side in (found.a, found.b)), "")
     for amount in found.budget:
         text, said = _BUDGETS[amount.name]
         add(rows, text, _amount(amount.a, said, "none"), _amount(amount.b, said, "none"), "")
@@ -89,4 +91,4 @@ def _moved(layers: Sequence[LayerDifference]) -> str:
 
 
 def _option(option: LayerOption | None) -> str:
-    return "not in this plan" if option is None else wording.decision(option.precision.value, option.keep)
+    return "not in this plan" if option is None else wording.decision(option.precision.value, option.keep, option.mask)

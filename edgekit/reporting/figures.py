@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from edgekit.reporting import verdict, wording
 from edgekit.reporting.canvas import PAGE, canvas, inline_svg, limit
 from edgekit.results import DeployResult
-from edgekit.types import Candidate
+from edgekit.types import Candidate, Latency
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,14 +22,22 @@ def latency(result: DeployResult) -> str:
         for row, candidate in enumerate(candidates):
             spread, colour = candidate.latency_ms, _colour(result, candidate)
             axes.barh(row, spread.p50, height=0.62, color=colour)
-            axes.plot([spread.p50, spread.p99], [row, row], color=PAGE.ink, linewidth=1)
+            far = _far_ms(spread)
+            axes.plot([spread.p50, far], [row, row], color=PAGE.ink, linewidth=1)
             axes.plot([spread.p90, spread.p99], [row, row], color=PAGE.ink, linewidth=0, marker="|", markersize=5)
-            _write(axes, spread.p99, row, wording.ms(spread.p50), candidate.name == result.chosen)
-        slowest = max((c.latency_ms.p99 for c in candidates if math.isfinite(c.latency_ms.p99)), default=0.0)
+            _write(axes, far, row, wording.ms(spread.p50), candidate.name == result.chosen)
+        slowest = max((_far_ms(c.latency_ms) for c in candidates if math.isfinite(_far_ms(c.latency_ms))), default=0.0)
         axes.set_xlim(0, 1.28 * slowest or 1.0)
         limit(axes, PAGE, result.budget.latency_ms)
         _rows(axes, candidates)
         return inline_svg(figure, "latency", "Median latency of each candidate")
+
+
+def _far_ms(latency: Latency) -> float:
+    """Where the whisker ends: at p99, or at the end of a prediction's interval."""
+    if latency.n == 0 and latency.p50_high is not None:
+        return latency.p50_high
+    return latency.p99
 
 
 def metric(result: DeployResult) -> str:

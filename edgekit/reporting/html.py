@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgekit.reporting import channels, figures, front, verdict, wording
+from edgekit import conditions
+from edgekit.reporting import channels, figures, footprint, front, verdict, wording
 from edgekit.results import DeployResult, LayerDetail
-from edgekit.types import Precision
+from edgekit.types import Kind, Latency, Precision
 
 # What a binding budget is called in a sentence.
 _LIMITS = {"loss": "accuracy", "max_drop": "accuracy", "latency_ms": "latency", "weight_bytes": "size"}
@@ -30,6 +31,7 @@ class LayerRow:
     op_type: str
     precision: str
     keep: str
+    zeros: str
     macs: str
     size: str
     float_ms: str
@@ -79,6 +81,9 @@ class CandidateRow:
     agreement: str
     size: str
     note: str
+    interval: str
+    energy: str
+    memory: str
 
 
 def render(result: DeployResult) -> str:
@@ -105,6 +110,8 @@ def render(result: DeployResult) -> str:
         shipped=verdict.shipped(result),
         reference=verdict.float_candidate(result),
         planned=verdict.is_planned(result),
+        measured=verdict.float_candidate(result).kind is Kind.MEASURED,
+        latencies=verdict.how_latencies_came(result),
         precisions=verdict.precision_counts(result),
         candidates=candidate_rows(result),
         layers=layer_rows(result),
@@ -118,6 +125,8 @@ def render(result: DeployResult) -> str:
         fixed=channels.fixed_rows(result.fixed),
         prices=channels.prices(result.prices, share),
         losses=channels.has_losses(result.rounds),
+        conditions="" if result.conditions is None else conditions.summary(result.conditions),
+        no_footprint="; ".join(footprint.reasons(result)),
         limits=", ".join(sorted({_LIMITS.get(name, name) for name in result.plan.binding})),
         pictures=[Markup(picture) for picture in pictures],  # noqa: S704 - made by figures.py, which escapes texts
         pareto=Markup(front.pareto(result)),  # noqa: S704
@@ -158,20 +167,30 @@ def candidate_rows(result: DeployResult) -> list[CandidateRow]:
             CandidateRow(
                 name=candidate.name,
                 chosen=candidate.name == result.chosen,
-                p50=wording.bare_ms(spread.p50),
-                p90=wording.bare_ms(spread.p90),
-                p99=wording.bare_ms(spread.p99),
+                p50=verdict.ms_column(candidate, spread.p50),
+                p90=verdict.ms_column(candidate, spread.p90),
+                p99=verdict.ms_column(candidate, spread.p99),
                 runs=spread.n,
-                speed=f"{verdict.speedup(candidate, reference):.2f}x",
+                speed=verdict.speed_column(candidate, reference),
                 metric=verdict.metric_text(candidate.metric),
                 change="–" if is_reference else f"{change} ({interval})" if interval else change,
                 sqnr=wording.decibel(candidate.sqnr_db),
                 agreement="–" if candidate.agreement is None else wording.level(candidate.agreement, share=True),
                 size=wording.size(candidate.weight_bytes),
                 note="ships" if candidate.name == result.chosen else verdict.why_not(result, candidate),
+                interval=_interval(spread),
+                energy=footprint.energy(candidate),
+                memory=footprint.memory(candidate),
             )
         )
     return rows
+
+
+def _interval(latency: Latency) -> str:
+    """The median's 95 % confidence interval, "9.28 to 9.34"; "" where there is none."""
+    if latency.p50_low is None or latency.p50_high is None:
+        return ""
+    return f"{wording.bare_ms(latency.p50_low)} to {wording.bare_ms(latency.p50_high)}"
 
 
 def layer_rows(result: DeployResult) -> list[LayerRow]:
@@ -247,6 +266,7 @@ def _layer_row(number: int, row: LayerDetail, scale: _Scale) -> LayerRow:
         op_type=row.op_type,
         precision=row.precision.value,
         keep="" if row.keep >= 1 else wording.share(row.keep),
+        zeros=wording.zeros(row.mask),
         macs=wording.count(row.macs),
         size=wording.size(row.weight_bytes),
         float_share=_share(reference or 0.0, 0.0, scale.slowest_ms),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -10,10 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from edgekit import conditions
 from edgekit.reporting import channels, wording
 from edgekit.reporting.verdict import is_share
 from edgekit.reporting.wording import plain
-from edgekit.types import Figure, Kind
+from edgekit.types import Figure, Kind, Mask
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from edgekit.outcome import PlanResult
     from edgekit.prediction import PredictedCost
     from edgekit.results import Round
+    from edgekit.types import Latency
 
 MOST_ROWS = 40
 
@@ -122,6 +125,8 @@ def print_target(target: Target, profile: DeviceProfile, console: Console) -> No
     add(rows, "reached by", target.transport)
     add(rows, "threads", str(target.threads))
     add(rows, "may try", ", ".join(precision.value for precision in target.precisions))
+    if target.sparsity:
+        add(rows, "sparsity", ", ".join(target.sparsity))
     add(rows, "device profile", f"{profile.name}: {profile.description}")
     add(rows, "channel step", str(profile.channel_step))
     add(rows, "prediction", f"90 % interval of ±{profile.prediction_error:.0%}")
@@ -145,7 +150,8 @@ def print_prediction(found: PredictedCost, console: Console) -> None:
     rows = table(("layer", "operator", "precision", "ms"), ("ms",))
     dearest = sorted(found.layers, key=lambda layer: -layer.latency_ms)[:MOST_ROWS]
     for layer in dearest:
-        add(rows, layer.name, layer.op_type, layer.precision.value, f"{layer.latency_ms:.4f}")
+        latency = f"{layer.latency_ms:.4f}" if math.isfinite(layer.latency_ms) else "none"
+        add(rows, layer.name, layer.op_type, layer.precision.value, latency)
     console.print(rows)
     if len(found.layers) > len(dearest):
         say(console, f"and {len(found.layers) - len(dearest)} cheaper layers")
@@ -170,6 +176,8 @@ def print_plan(found: PlanResult, console: Console) -> None:
     say(console, f"proof    {gap}; binding budgets: {binding}")
     kinds = Counter(choice.precision.value for choice in found.plan.layers)
     say(console, "layers   " + ", ".join(f"{number} {kind}" for kind, number in kinds.items()))
+    if stored := channels.stored(found.plan):
+        say(console, f"stored   {stored}")
     for option in found.options_dropped:
         if option.scope == "model":
             say(console, f"dropped  {safe(option.option)}: {safe(option.reason)}")
@@ -231,7 +239,8 @@ def _print_channels(found: PlanResult, console: Console) -> None:
 def _print_layers(found: PlanResult, console: Console) -> None:
     """What was decided for each layer, and why; the share of its channels only where some are gone."""
     pruned = any(layer.keep < 1 for layer in found.layers)
-    numbers = (*(("keep",) if pruned else ()), "ms", "loss dB")
+    masked = any(layer.mask is not Mask.NONE for layer in found.layers)
+    numbers = (*(("keep",) if pruned else ()), *(("zeros",) if masked else ()), "ms", "loss dB")
     rows = table(("layer", "operator", "precision", *numbers, "why"), numbers)
     for layer in found.layers:
         loss = layer.loss[layer.precision]
@@ -241,7 +250,8 @@ def _print_layers(found: PlanResult, console: Console) -> None:
             layer.op_type,
             layer.precision.value,
             *((wording.share(layer.keep) if layer.keep < 1 else "",) if pruned else ()),
-            f"{layer.latency_ms[layer.precision]:.4f}",
+            *((wording.zeros(layer.mask).removesuffix(" zeros"),) if masked else ()),
+            f"{layer.latency_ms[layer.precision]:.4f}" if layer.precision in layer.latency_ms else "none",
             f"{_decibel(loss):.0f}" if loss > 0 else "-",
             layer.reason,
         )
@@ -254,7 +264,8 @@ def print_bench(found: BenchResult, console: Console) -> None:
     device = found.device["after"]
     say(
         console,
-        f"{safe(found.bundle)}: p50 {latency.p50:.3g} ms, p90 {latency.p90:.3g} ms, p99 {latency.p99:.3g} ms "
+        f"{safe(found.bundle)}: p50 {latency.p50:.3g} ms{_interval(latency)}, p90 {latency.p90:.3g} ms, "
+        f"p99 {latency.p99:.3g} ms "
         f"(measured, {latency.n} runs, {found.threads} thread{'s' if found.threads != 1 else ''})",
     )
     governor = device["governor"] or "governor not readable"
@@ -263,6 +274,16 @@ def print_bench(found: BenchResult, console: Console) -> None:
         console,
         f"{safe(device['cpu'])}, {safe(device['runtime'])}, {safe(governor)}, {warmth}, load {device['load_1min']:.1f}",
     )
+    if found.conditions is not None:
+        say(console, f"[dim]{safe(conditions.summary(found.conditions))}[/]")
+        for warning in conditions.warnings(found.conditions):
+            say(console, f"[yellow]! {safe(warning)}[/]")
+
+
+def _interval(latency: Latency) -> str:
+    if latency.p50_low is None or latency.p50_high is None:
+        return ""
+    return f" (95 % confidence {latency.p50_low:.3g}..{latency.p50_high:.3g})"
 
 
 def _decibel(loss: float) -> float:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from edgekit.reporting import channels, verdict, wording
+from edgekit import conditions
+from edgekit.reporting import channels, footprint, verdict, wording
 from edgekit.reporting.tables import add, safe, say, table
 
 if TYPE_CHECKING:
@@ -39,7 +40,9 @@ def print_summary(result: DeployResult, console: Console) -> None:
     for candidate in result.candidates:
         add(rows, *_row(result, candidate), style="bold" if candidate.name == result.chosen else "")
     console.print(rows)
-    line("[dim]measured on this device, interleaved; metric with 95 % confidence interval[/]")
+    line(f"[dim]{safe(verdict.how_latencies_came(result))}; metric with 95 % confidence interval[/]")
+    if result.conditions is not None:
+        line(f"[dim]{safe(conditions.summary(result.conditions))}[/]")
     line("")
     for check in found.checks:
         line(f"{_MARKS[check.passed]} {check.name}: {safe(check.text)} [dim]({check.kind.value})[/]")
@@ -52,6 +55,10 @@ def print_summary(result: DeployResult, console: Console) -> None:
         line(safe(said + _tail(kept.name, console.width - len(said))))
     if removed := channels.summary(result.groups):
         line(f"  {removed}")
+    if stored := channels.stored(result.plan):
+        line(f"  weights {stored}")
+    if cost := footprint.summary(result):
+        line(f"  {cost}")
     if result.prediction is not None:
         line(
             f"  plan's latency: predicted {wording.ms(result.prediction.predicted_ms)}, measured "
@@ -94,9 +101,9 @@ def _row(result: DeployResult, candidate: Candidate) -> list[str]:
     return [
         "→" if candidate.name == result.chosen else "",
         candidate.name,
-        wording.bare_ms(latency.p50),
-        wording.bare_ms(latency.p99),
-        f"{verdict.speedup(candidate, reference):.2f}x",
+        verdict.ms_column(candidate, latency.p50),
+        verdict.ms_column(candidate, latency.p99),
+        verdict.speed_column(candidate, reference),
         _metric_text(candidate.metric, share),
         "" if candidate is reference or drop is None else wording.change(drop, share),
         f"{candidate.sqnr_db:.0f} dB" if math.isfinite(candidate.sqnr_db) else "–",

@@ -65,7 +65,9 @@ def float_candidate(result: DeployResult) -> Candidate:
 
 
 def speedup(candidate: Candidate, reference: Candidate) -> float:
-    """How many times faster than float: the interleaved ratio where it was measured, else the ratio of medians."""
+    """How many times faster than float: the interleaved ratio where it was measured, else the ratio of medians. NaN
+    where no latency is known.
+    """
     if candidate.speedup is not None and candidate.speedup.value is not None:
         return candidate.speedup.value
     return reference.latency_ms.p50 / (candidate.latency_ms.p50 or math.nan)
@@ -80,7 +82,8 @@ def speed_text(candidate: Candidate, reference: Candidate) -> str:
         return "speed not known"
     if abs(ratio - 1) < 0.005:
         return "as fast as float"
-    return f"{ratio:.2f}x faster than float" if ratio > 1 else f"{1 / ratio:.2f}x slower than float"
+    text = f"{ratio:.2f}x faster than float" if ratio > 1 else f"{1 / ratio:.2f}x slower than float"
+    return text if candidate.kind is Kind.MEASURED else f"{text} ({candidate.kind.value})"
 
 
 def metric_drop(candidate: Candidate, reference: Candidate) -> Figure:
@@ -158,7 +161,7 @@ def why_not(result: DeployResult, candidate: Candidate) -> str:
     chosen, reference = shipped(result), float_candidate(result)
     budget = result.budget
     lost = 0.0 if candidate.name == reference.name else metric_drop(candidate, reference).value
-    if candidate.note:
+    if candidate.note and candidate.kind is Kind.MEASURED:
         return candidate.note
     if budget.max_drop is not None and not result.data.synthetic:
         if lost is None or not math.isfinite(lost):
@@ -174,6 +177,28 @@ def why_not(result: DeployResult, candidate: Candidate) -> str:
     return "less faithful" if candidate.sqnr_db < chosen.sqnr_db else ""
 
 
+def ms_column(candidate: Candidate, latency_ms: float) -> str:
+    """ "7.33"; "none" where no latency is known, and a dash for a percentile that a prediction does not have."""
+    if candidate.kind is Kind.MEASURED or math.isfinite(latency_ms):
+        return wording.bare_ms(latency_ms)
+    return "none" if candidate.kind is Kind.NONE else "–"
+
+
+def speed_column(candidate: Candidate, reference: Candidate) -> str:
+    """ "1.92x"; a dash where no latency is known."""
+    ratio = speedup(candidate, reference)
+    return f"{ratio:.2f}x" if math.isfinite(ratio) else "–"
+
+
+def how_latencies_came(result: DeployResult) -> str:
+    """ "measured on this device, interleaved", or what else the latencies are."""
+    kind = float_candidate(result).kind
+    if kind is Kind.MEASURED:
+        return "measured on this device, interleaved"
+    source = float_candidate(result).note.removeprefix(f"{kind.value}: ")
+    return f"latencies {kind.value}: {source}"
+
+
 def is_planned(result: DeployResult) -> bool:
     """Whether what ships is a plan, not the unmodified model or one precision for all layers."""
     return result.chosen.split(" ")[0] in ("plan", "bits")
@@ -183,7 +208,7 @@ def _budget_checks(result: DeployResult, chosen: Candidate, reference: Candidate
     budget = result.budget
     checks = []
     if budget.latency_ms is not None:
-        value = chosen.latency_ms.p50
+        value = chosen.latency_ms.p50 if math.isfinite(chosen.latency_ms.p50) else None
         checks.append(_limit("latency", value, budget.latency_ms, wording.ms, chosen.kind))
     if budget.weight_bytes is not None:
         checks.append(_limit("size", chosen.weight_bytes, budget.weight_bytes, wording.size, Kind.COUNTED))
@@ -210,7 +235,9 @@ def _guard_checks(result: DeployResult, chosen: Candidate, reference: Candidate)
     conformance = result.conformance
     return [
         Check("never slower", text, ratio >= 1.0 if known else None, chosen.kind if known else Kind.NONE),
-        Check(
+        Check("runs as planned", conformance.unknown, None, Kind.NONE)
+        if conformance.unknown
+        else Check(
             "runs as planned",
             f"{conformance.matched} of {conformance.planned} layers",
             conformance.matched == conformance.planned and not conformance.mismatches,

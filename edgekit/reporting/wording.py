@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from edgekit.types import Mask
+
 if TYPE_CHECKING:
     from edgekit.results import Price
 
@@ -92,9 +94,15 @@ def decibel_change(value: float) -> str:
     return _signed(f"{value:+.1f} dB")
 
 
-def decision(precision: str, keep: float) -> str:
-    """What was decided for a layer, "int8" or "int8, 75 % of channels"."""
-    return precision if keep >= 1 else f"{precision}, {share(keep)} of channels"
+def decision(precision: str, keep: float, mask: Mask) -> str:
+    """What was decided for a layer, "int8" or "int8, 75 % of channels, 50 % zeros"."""
+    kept = "" if keep >= 1 else f", {share(keep)} of channels"
+    return precision + kept + (f", {zeros(mask)}" if mask is not Mask.NONE else "")
+
+
+def zeros(mask: Mask) -> str:
+    """Which weights of a layer are zero, "50 % zeros"; nothing where none is meant to be."""
+    return {Mask.NONE: "", Mask.TWO_OF_FOUR: "2:4 zeros"}.get(mask, f"{mask.value.removesuffix('%')} % zeros")
 
 
 def share(value: float) -> str:

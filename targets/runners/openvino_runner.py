@@ -1,68 +1,48 @@
 #!/usr/bin/env python3
 """Runs OpenVINO models on the machine it is started on and prints one JSON document.
 
-Needs Python >= 3.9, numpy and openvino, and nothing of edgekit, so that it can be copied to a device or shipped in a
-bundle. Two ways to call it:
+Needs Python >= 3.9, numpy, openvino and the modules beside it, and nothing of edgekit, so that it can be copied to a
+device or shipped in a bundle. Two ways to call it:
 
-    openvino.py JOB.json     one job of the development host: probe, race, profile or bundle (see these functions)
+    openvino_runner.py JOB   one job of the development host: probe, race, profile or bundle (see these functions)
     run [--seconds S]        inside a bundle: checks the test vectors, then measures the shipped model
 """
 
 import argparse
-import ctypes
-import glob
 import hashlib
 import json
 import os
-import platform
-import signal
 import sys
 import time
 
-MIN_BURST_MS = 10.0  # a burst this long amortises the caches that the previous contestant left behind
-WARM_UP_S = 0.5
+sys.dont_write_bytecode = True  # a bundle holds what its manifest lists, and nothing else
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import machine  # noqa: E402
+import measure  # noqa: E402
+from expand import expanded  # noqa: E402
+from quantiles import median, percentile  # noqa: E402
+
 PROFILE_WARM_UP = 3  # runs to a compilation
 LEAST_PROFILED = 8
 MOST_PROFILED = 19
 SHORT_NODE_MS = 0.05
 
 
-def read_text(path):
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return None
+def runtime_name():
+    import openvino
 
-
-def cpu_name():
-    for line in (read_text("/proc/cpuinfo") or "").splitlines():
-        if line.startswith(("model name", "Model", "Hardware")):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return "openvino " + openvino.__version__.split("-")[0]
 
 
 def device_facts():
-    """What must be known to read a latency: CPU, cores, governor, temperature, runtime. `None` where not readable."""
-    import openvino
-
-    zones = sorted(glob.glob("/sys/class/thermal/thermal_zone*/temp"))
-    millidegrees = [read_text(zone) for zone in zones]
-    celsius = [int(value) / 1000 for value in millidegrees if value and value.lstrip("-").isdigit()]
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "governor": read_text("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        "temperature_c": max(celsius) if celsius else None,
-        "load_1min": os.getloadavg()[0],
-        "runtime": "openvino " + openvino.__version__.split("-")[0],
-        "python": platform.python_version(),
-    }
+    return dict(machine.device_facts(), runtime=runtime_name())
 
 
 def compile_model(core, model, threads, profile=False):
-    """`model` is {"path", "hint"}: the hint is the precision of everything that is not quantized (f32, bf16, f16)."""
+    """`model` is {"path", "hint"}: the hint is the precision of everything that is not quantized (f32, bf16, f16).
+    "weights", where there are any, stand for the file beside the path.
+    """
     config = {
         "INFERENCE_PRECISION_HINT": model["hint"],
         "INFERENCE_NUM_THREADS": threads,
@@ -72,7 +52,10 @@ def compile_model(core, model, threads, profile=False):
     }
     if profile:
         config["PERF_COUNT"] = "YES"
-    return core.compile_model(model["path"], "CPU", config)
+    if model.get("weights") is None:
+        return core.compile_model(model["path"], "CPU", config)
+    with open(model["path"], "rb") as file:
+        return core.compile_model(core.read_model(file.read(), model["weights"]), "CPU", config)
 
 
 def random_inputs(compiled, seed):
@@ -98,93 +81,52 @@ def load_inputs(path, compiled, seed):
         return {key: arrays[key] for key in arrays.files}
 
 
-class Contestant:
-    """A compiled model with its input bound once, so that only inference is timed."""
+def contestant(core, model, threads, inputs_path, seed):
+    """A model with its input bound once."""
 
-    def __init__(self, core, model, threads, inputs_path, seed):
-        self.name = model["name"]
+    def load():
         start = time.perf_counter()
         compiled = compile_model(core, model, threads)
-        self.compile_ms = (time.perf_counter() - start) * 1e3
-        self.request = compiled.create_infer_request()
-        inputs = load_inputs(inputs_path, compiled, seed)
-        self.request.infer(inputs, share_inputs=False)
-        self.samples_ms = []
+        compile_ms = (time.perf_counter() - start) * 1e3
+        request = compiled.create_infer_request()
+        request.infer(load_inputs(inputs_path, compiled, seed), share_inputs=False)
+        return request.infer, compile_ms
 
-    def run_ms(self):
-        start = time.perf_counter_ns()
-        self.request.infer()
-        return (time.perf_counter_ns() - start) / 1e6
-
-    def warm_up(self):
-        """Until half a second has passed and the last runs no longer get faster."""
-        end = time.perf_counter() + WARM_UP_S
-        runs = []
-        while len(runs) < 5 or time.perf_counter() < end:
-            runs.append(self.run_ms())
-        tail = sorted(runs[len(runs) // 2 :])
-        self.burst = max(2, min(50, int(MIN_BURST_MS / max(tail[len(tail) // 2], 1e-3)) + 1))
+    return measure.Contestant(model["name"], load)
 
 
-def percentile(ordered, share):
-    position = share * (len(ordered) - 1)
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+def peak_memory(model, threads, inputs_path, seed):
+    """Of a process that does nothing else: (bytes, reason for none); see `measure.peak_memory`."""
 
+    def load():
+        import openvino
 
-def summary(samples):
-    ordered = sorted(samples)
-    return {
-        "p50": percentile(ordered, 0.50),
-        "p90": percentile(ordered, 0.90),
-        "p99": percentile(ordered, 0.99),
-        "n": len(ordered),
-    }
+        core = openvino.Core()
+        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+        return lambda: contestant(core, model, threads, inputs_path, seed).run()
 
-
-def median(values):
-    return percentile(sorted(values), 0.5)
+    return measure.peak_memory(load)
 
 
 def race(job):
-    """Interleaved: each round runs a burst of every contestant, in an order that rotates, the burst's first run not
-    counted. `ratio` is the median over the rounds of this contestant's burst median : the first contestant's.
-    """
-    import openvino
+    """See `measure.race`. With "footprint" in the job, the energy and peak memory of each model too."""
+    models, threads, inputs, seed = job["models"], job["threads"], job.get("inputs"), job.get("seed", 0)
+    footprint = job.get("footprint", False)
+    with machine.pinned(threads) as cores:
+        memory = [peak_memory(model, threads, inputs, seed) for model in models if footprint]
 
-    core = openvino.Core()
-    before = device_facts()
-    inputs, seed = job.get("inputs"), job.get("seed", 0)
-    contestants = [Contestant(core, model, job["threads"], inputs, seed) for model in job["models"]]
-    for contestant in contestants:
-        contestant.warm_up()
-    rounds = {contestant.name: [] for contestant in contestants}
-    end = time.perf_counter() + job["seconds"]
-    turn = 0
-    while turn < job.get("min_rounds", 10) or time.perf_counter() < end:
-        start = turn % len(contestants)
-        for contestant in contestants[start:] + contestants[:start]:
-            contestant.run_ms()
-            burst = [contestant.run_ms() for _ in range(contestant.burst)]
-            contestant.samples_ms.extend(burst)
-            rounds[contestant.name].append(median(burst))
-        turn += 1
-    first = rounds[contestants[0].name]
-    results = []
-    for contestant in contestants:
-        ratios = sorted(mine / base for mine, base in zip(rounds[contestant.name], first))
-        results.append(
-            {
-                "name": contestant.name,
-                "latency_ms": summary(contestant.samples_ms),
-                "compile_ms": contestant.compile_ms,
-                "ratio": percentile(ratios, 0.5),
-                "ratio_low": percentile(ratios, 0.1),
-                "ratio_high": percentile(ratios, 0.9),
-            }
-        )
-    return {"results": results, "rounds": turn, "threads": job["threads"], "before": before, "after": device_facts()}
+        import openvino
+
+        core = openvino.Core()
+        contestants = [contestant(core, model, threads, inputs, seed) for model in models]
+        found = measure.race(contestants, job["seconds"], cores, job.get("min_rounds", 10), footprint)
+    for row, (size, reason) in zip(found["results"], memory):
+        row["memory"] = size
+        if size is None:
+            found["conditions"]["missing"]["memory"] = reason
+    for key in ("before", "after"):
+        found[key]["runtime"] = runtime_name()
+    return dict(found, threads=threads)
 
 
 def text_of(info, key):
@@ -212,6 +154,11 @@ def node_means_ms(request):
 
 
 def profile(job):
+    with machine.pinned(job["threads"]):
+        return profile_nodes(job)
+
+
+def profile_nodes(job):
     """Time of each executed node, milliseconds, over several compilations that alternate between the models.
 
     OpenVINO reports the running mean since compilation, truncated to microseconds, so run n took n * mean_n -
@@ -280,13 +227,18 @@ def sha256(path):
     return digest.hexdigest()
 
 
-def check_vectors(folder, manifest, core):
+def shipped_model(folder, artifact):
+    """The bundle's model as `compile_model` takes it."""
+    path = artifact["path"]
+    weights = expanded(folder, artifact, os.path.splitext(path)[0] + ".bin")
+    return {"name": "bundle", "path": os.path.join(folder, path), "hint": artifact["hint"], "weights": weights}
+
+
+def check_vectors(folder, manifest, model, core):
     """Runs the test vectors through the shipped model. Returns the worst error as a share of the tolerance."""
     import numpy as np
 
-    artifact = manifest["artifact"]
-    model = {"path": os.path.join(folder, artifact["path"]), "hint": artifact["hint"]}
-    compiled = compile_model(core, model, artifact["threads"])
+    compiled = compile_model(core, model, manifest["artifact"]["threads"])
     request = compiled.create_infer_request()
     worst = 0.0
     with np.load(os.path.join(folder, "vectors.npz"), allow_pickle=False) as vectors:
@@ -310,31 +262,32 @@ def check_vectors(folder, manifest, core):
 
 
 def run_bundle(folder, seconds):
-    import openvino
-
     with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
         manifest = json.load(file)
     for name, entry in manifest["files"].items():
         if not os.path.isfile(os.path.join(folder, name)) or sha256(os.path.join(folder, name)) != entry["sha256"]:
             return {"ok": False, "error": "%s is missing or not what the manifest says" % name}
-    vectors = check_vectors(folder, manifest, openvino.Core())
+    with machine.pinned(manifest["artifact"]["threads"]):
+        return run_checked(folder, manifest, seconds)
+
+
+def run_checked(folder, manifest, seconds):
+    import openvino
+
+    artifact = manifest["artifact"]
+    try:
+        model = shipped_model(folder, artifact)
+    except ValueError as error:
+        return {"ok": False, "error": str(error)}
+    vectors = check_vectors(folder, manifest, model, openvino.Core())
     document = {"ok": vectors["ok"], "vectors": vectors, "device": device_facts()}
     if vectors["ok"] and seconds > 0:
-        artifact = manifest["artifact"]
-        model = {"name": "bundle", "path": os.path.join(folder, artifact["path"]), "hint": artifact["hint"]}
         document.update(race({"models": [model], "threads": artifact["threads"], "seconds": seconds}))
     return document
 
 
 def bundle(job):
     return run_bundle(job["folder"], job["seconds"])
-
-
-def end_with_parent():
-    """A job whose host was killed is of no use, and would disturb the next one's measurements."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def main():
@@ -349,7 +302,7 @@ def main():
         parser.add_argument("job", help="JSON file with an 'action': probe, race, profile or bundle")
         with open(parser.parse_args().job, encoding="utf-8") as file:
             job = json.load(file)
-        end_with_parent()
+        machine.end_with_parent()
         document = {"probe": probe, "race": race, "profile": profile, "bundle": bundle}[job["action"]](job)
         status = 0
     json.dump(document, sys.stdout)

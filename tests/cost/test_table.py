@@ -88,8 +88,14 @@ def test_prediction_is_the_sum_of_layers_and_crossings(
     assert figure.kind is Kind.PREDICTED
     assert figure.source == "planted"
     assert figure.value == pytest.approx(expected)
-    assert figure.low == pytest.approx(expected * (1 - table.interval))
+    assert figure.low == pytest.approx(expected / (1 + table.interval))
     assert figure.high == pytest.approx(expected * (1 + table.interval))
+
+
+def test_a_table_that_knows_no_latency_says_why_instead() -> None:
+    table = CostTable(FP32, {"l0": FP32}, {"l0": {FP32: 2.0}}, {FP32: 2.0}, 0.0, 0.1, "", unknown="nobody measured it")
+    figure = predict_ms(table, (), {"l0": FP32})
+    assert (figure.kind, figure.value, figure.source) == (Kind.NONE, None, "nobody measured it")
 
 
 def test_a_uniform_plan_is_predicted_at_its_anchor_and_the_crossing_of_the_input() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -8,13 +7,9 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edgekit.backends import openvino
 from edgekit.devices.local import run_job
@@ -197,28 +192,6 @@ class TestRealRunner:
         with pytest.raises(DeviceError) as caught:
             host().race({"float": artifact}, 0.1)
         assert "\n" not in str(caught.value)
-
-
-@pytest.fixture(scope="module")
-def runner() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("openvino_runner", RUNNER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@given(samples=st.lists(st.floats(0, 1e6), min_size=1, max_size=200), share=st.floats(0, 1))
-def test_percentiles_are_those_of_numpy(runner: ModuleType, samples: list[float], share: float) -> None:
-    assert runner.percentile(sorted(samples), share) == pytest.approx(
-        np.percentile(samples, share * 100), rel=1e-9, abs=1e-9
-    )
-    assert runner.median(samples) == pytest.approx(np.median(samples))
-    found: dict[str, Any] = runner.summary(samples)
-    assert found.pop("n") == len(samples)
-    for key, value in found.items():
-        assert value == pytest.approx(np.percentile(samples, int(key[1:])), rel=1e-9, abs=1e-9)
 
 
 def test_the_runner_stands_alone() -> None:

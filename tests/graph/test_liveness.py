@@ -6,7 +6,6 @@ from pathlib import Path
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from benchmarks.arena import arena_bytes
 from edgekit.errors import MissingToolError
@@ -170,52 +169,6 @@ def test_execution_order_is_of_the_graph_not_of_the_file(tmp_path: Path) -> None
     assert measured_arena(graph) <= before
 
 
-def test_int8_needs_every_reader(tmp_path: Path) -> None:
-    net = zoo.Net()
-    stem = net.op("Relu", net.conv(net.input("x", [1, 1, 8, 8]), 1, 8))
-    a, b = net.conv(stem, 8, 8), net.conv(net.op("MaxPool", stem, kernel_shape=[1, 1]), 8, 8)
-    graph = load_model(net.model([net.conv(a, 8, 1), net.conv(b, 8, 1)]), tmp_path)
-    names = [layer.name for layer in graph.layers]
-    tensors, _ = live_steps(graph)
-    (shared,) = [tensor for tensor in tensors if len(tensor.deciders) == 2]
-    readers = {layer.name for layer in graph.layers if layer.input_elements == 8 * 64 and layer.output_elements != 64}
-    assert set(shared.deciders) == readers
-    full, all_int8 = (peak_activation_bytes(graph, uniform(graph, p)) for p in (Precision.FP32, Precision.INT8))
-    assert full == (1 + 1 + 1 + 8 + 8) * 64 * 4
-    assert all_int8 < full
-    for name in names:
-        one_float = uniform(graph, Precision.INT8) | {name: Precision.FP32}
-        assert all_int8 <= peak_activation_bytes(graph, one_float) <= full
-
-
-def test_a_float_reader_or_being_an_output_keeps_float(tmp_path: Path) -> None:
-    net = zoo.Net()
-    y = net.conv(net.input("x", [1, 1, 8, 8]), 1, 8)
-    kept = net.conv(y, 8, 8)
-    soft = net.op("Softmax", net.conv(kept, 8, 8), axis=1)
-    graph = load_model(net.model([kept, net.conv(soft, 8, 1)]), tmp_path)
-    deciders = {tensor.name: tensor.deciders for tensor in live_steps(graph)[0]}
-    names = [layer.name for layer in graph.layers]
-    assert deciders["x"] == ()  # it is the caller's
-    assert deciders[y] == (names[1],)
-    assert deciders[kept] == ()
-    assert deciders[soft] == (names[3],)
-    assert next(d for name, d in deciders.items() if name == graph.layers[2].output) == ()
-
-
-def test_concat_passes_the_decision_on(tmp_path: Path) -> None:
-    graph = load_model(zoo.conv_transpose(), tmp_path)
-    deciders = {tensor.name: tensor.deciders for tensor in live_steps(graph)[0]}
-    first, _, last = (layer.name for layer in graph.layers)
-    assert deciders["x"] == (first, last)
-
-
-def test_states_stay_float(tmp_path: Path) -> None:
-    graph = load_model(zoo.lstm(), tmp_path)
-    deciders = {tensor.name: tensor.deciders for tensor in live_steps(graph)[0]}
-    assert deciders["x"] == deciders["h"] == deciders["c"] == ()  # they are the caller's
-
-
 def test_half_precision_base(tmp_path: Path) -> None:
     graph = load_model(zoo.inverted_residual(), tmp_path)
     full = peak_activation_bytes(graph, FLOAT)
@@ -228,18 +181,8 @@ def test_half_precision_base(tmp_path: Path) -> None:
 
 def test_integers_keep_their_width(tmp_path: Path) -> None:
     graph = load_model(zoo.transformer(), tmp_path)
-    widths = {tensor.name: (tensor.element_bytes, tensor.deciders) for tensor in live_steps(graph)[0]}
+    widths = {tensor.name: (tensor.large_bytes, tensor.deciders) for tensor in live_steps(graph)[0]}
     assert widths["ids"] == widths["mask"] == (8, ())
-
-
-@given(model=random_nets(), data=st.data())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_precisions_only_ever_save_memory(model: onnx.ModelProto, data: st.DataObject, tmp_path: Path) -> None:
-    graph = load_model(model, tmp_path)
-    chosen = {layer.name: data.draw(st.sampled_from([Precision.INT8, Precision.FP32])) for layer in graph.layers}
-    before = peak_activation_bytes(graph, chosen)
-    for name in chosen:
-        assert peak_activation_bytes(graph, chosen | {name: Precision.INT8}) <= before
 
 
 @given(model=random_nets())

@@ -1,8 +1,9 @@
-"""Random small planning problems with channel groups, and the truth about them by enumeration."""
+"""Planning problems: small random ones with the truth about them by enumeration, and chains of layers."""
 
 from __future__ import annotations
 
 import itertools
+import random
 
 from hypothesis import strategies as st
 
@@ -42,12 +43,45 @@ def table_of(draw: st.DrawFn, values: st.SearchStrategy[float], counts: tuple[in
     return tuple(table_of(draw, values, counts[1:]) for _ in range(counts[0]))
 
 
+def option(
+    latency_ms: float = 1.0, weight: int = 1, loss: float = 0.0, domain: str = "float", memory: int | None = None
+) -> LayerOption:
+    precision = Precision.INT8 if domain == "int8" else Precision.FP32
+    return LayerOption(precision, latency_ms, weight, weight if memory is None else memory, loss, domain)
+
+
+def problem_of(*layers: tuple[LayerOption, ...], **rest: object) -> Problem:
+    return Problem(tuple(PlanningLayer(f"layer{i}", "Conv", o) for i, o in enumerate(layers)), **rest)  # type: ignore[arg-type]
+
+
+def chain(layers: int, seed: int) -> Problem:
+    """Layers with three options each, and a boundary between any two neighbours."""
+    rng = random.Random(seed)
+
+    def one() -> tuple[LayerOption, ...]:
+        slow = rng.uniform(0.1, 2.0)
+        return (
+            option(slow, rng.randint(1, 6)),
+            option(slow * rng.uniform(0.9, 1.2), rng.randint(1, 6), 1e-3),
+            option(slow * rng.uniform(0.3, 1.1), rng.randint(1, 6), 1e-2, "int8"),
+        )
+
+    boundaries = [Boundary(i - 1, i, rng.uniform(0, 0.6)) for i in range(layers)]
+    return problem_of(*(one() for _ in range(layers)), boundaries=tuple(boundaries))
+
+
 @st.composite
-def problems(draw: st.DrawFn) -> Problem:
-    """Up to four layers and three groups, everything that can depend on a group depending on some."""
-    layers = draw(st.lists(st.lists(layer_options, min_size=1, max_size=3).map(tuple), min_size=1, max_size=4))
-    keeps = draw(st.lists(st.lists(losses, min_size=1, max_size=3), min_size=1, max_size=3))
-    index, group = st.integers(0, len(layers) - 1), st.integers(0, len(keeps) - 1)
+def problems(draw: st.DrawFn, grouped: bool | None = None) -> Problem:
+    """Up to five layers, or four and three channel groups with everything that can depend on a group depending on some;
+    ``grouped`` asks for one or the other.
+    """
+    if grouped is None:
+        grouped = draw(st.booleans())
+    several = st.lists(st.lists(layer_options, min_size=1, max_size=3).map(tuple), min_size=1, max_size=5 - grouped)
+    layers = draw(several)
+    keeps = draw(st.lists(st.lists(losses, min_size=1, max_size=3), min_size=1, max_size=3)) if grouped else []
+    index, group = st.integers(0, len(layers) - 1), st.integers(0, max(0, len(keeps) - 1))
+    pair = st.lists(group, max_size=2) if grouped else st.just([])
 
     def shape() -> ShapeCost:
         layer, groups = draw(index), tuple(draw(st.lists(group, min_size=1, max_size=2, unique=True)))
@@ -57,16 +91,17 @@ def problems(draw: st.DrawFn) -> Problem:
 
     def tensor() -> ActivationTensor:
         parts = []
-        for g in draw(st.lists(group, max_size=2)):
+        for g in draw(pair):
             rows = [table_of(draw, sizes, (len(keeps[g]),)) for _ in range(2)]
-            parts.append(TensorPart(g, tuple(map(max, *rows)), tuple(map(min, *rows))))  # type: ignore[arg-type]
+            parts.append(TensorPart(g, tuple(map(max, *rows)), tuple(map(min, *rows))))
         one, two = draw(sizes), draw(sizes)
-        return ActivationTensor(max(one, two), min(one, two), tuple(draw(st.sets(index))), tuple(parts))
+        floats, int8s = tuple(draw(st.sets(index))), tuple(draw(st.sets(index, max_size=2)))
+        return ActivationTensor(max(one, two), min(one, two), floats, tuple(parts), int8s)
 
     def boundary() -> Boundary:
         parts = tuple(
             BoundaryPart(g, table_of(draw, times, (len(keeps[g]),)))  # type: ignore[arg-type]
-            for g in draw(st.lists(group, max_size=2))
+            for g in draw(pair)
         )
         return Boundary(draw(st.integers(-1, len(layers) - 1)), draw(index), draw(times), parts)
 
@@ -74,7 +109,7 @@ def problems(draw: st.DrawFn) -> Problem:
     step = st.lists(st.integers(0, len(tensors) - 1), max_size=4).map(tuple) if tensors else st.just(())
     return Problem(
         layers=tuple(PlanningLayer(f"layer{i}", "Conv", o) for i, o in enumerate(layers)),
-        boundaries=tuple(boundary() for _ in range(draw(st.integers(0, 4)))),
+        boundaries=tuple(boundary() for _ in range(draw(st.integers(0, 4 if grouped else 6)))),
         tensors=tuple(tensors),
         steps=tuple(draw(st.lists(step, max_size=4))),
         fixed_latency_ms=draw(times),
@@ -82,7 +117,7 @@ def problems(draw: st.DrawFn) -> Problem:
             PlanningGroup(f"group{i}", tuple(GroupOption(9 - k, loss) for k, loss in enumerate(options)))
             for i, options in enumerate(keeps)
         ),
-        shape_costs=tuple(shape() for _ in range(draw(st.integers(0, 5)))),
+        shape_costs=tuple(shape() for _ in range(draw(st.integers(0, 5)) if grouped else 0)),
     )
 
 
@@ -94,9 +129,9 @@ def everything(problem: Problem) -> list[Totals]:
 
 
 @st.composite
-def bounded(draw: st.DrawFn) -> tuple[Problem, Limits]:
+def bounded(draw: st.DrawFn, grouped: bool | None = None) -> tuple[Problem, Limits]:
     """Budgets that sit exactly on, just under or around what some plan takes."""
-    problem = draw(problems())
+    problem = draw(problems(grouped))
     totals = everything(problem)
     limits = Limits()
     for quantity in draw(st.sets(st.sampled_from(QUANTITIES))):

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -111,18 +108,6 @@ def test_bad_numbers_name_the_group() -> None:
     refused("cost_ms has 1 values for 2", boundaries=(Boundary(0, 1, 0.0, (BoundaryPart(0, (1.0,)),)),))
     part = TensorPart(0, (1, 1), (1, 2))
     refused("bytes_small 2 is more than bytes_full 1", tensors=(ActivationTensor(1, 1, (0,), (part,)),))
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "planner.py"
-    spec = importlib.util.spec_from_file_location("planner_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow

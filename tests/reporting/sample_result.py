@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from edgekit import results as r
+from edgekit.conditions import Conditions
 from edgekit.types import (
     Budget,
     Candidate,
@@ -158,6 +159,31 @@ def sample_result(layers: tuple[r.LayerDetail, ...] | None = None) -> r.DeployRe
         versions={"edgekit": "0.1.0", "openvino": "2026.4.1", "onnx": "1.23.0", "numpy": "2.4.6"},
         warnings=("the frequency governor could not be read: latencies may drift",),
     )
+
+
+def with_conditions(sample: r.DeployResult) -> r.DeployResult:
+    """The same deployment on a board that tells all there is to know of itself, with a fan that gave up."""
+
+    def known(candidate: Candidate) -> Candidate:
+        p50, p90, p99 = (getattr(candidate.latency_ms, name) for name in ("p50", "p90", "p99"))
+        return replace(
+            candidate,
+            latency_ms=replace(
+                candidate.latency_ms, p50_low=p50 - 0.04, p50_high=p50 + 0.05, p90_low=p90 - 0.1, p90_high=p90 + 0.2,
+                p99_low=p99 - 0.3, p99_high=p99 + 0.9,
+            ),
+            speedup_ci=Figure(Kind.MEASURED, 17.92 / p50, 17.8 / p50, 18.0 / p50, "interleaved rounds"),
+            energy_mj=Figure(Kind.MEASURED, 4.1 * p50, 4.0 * p50, 4.2 * p50, "INA3221 VDD_IN, idle subtracted"),
+            peak_memory_bytes=Figure(Kind.MEASURED, 9e7 + candidate.weight_bytes, source="a process of its own"),
+        )  # fmt: skip
+
+    conditions = Conditions(
+        cores=(4, 5), governor="schedutil", power_mode="nvpmodel 2", clock_mhz=1190.4, lowest_clock_mhz=806.4,
+        max_clock_mhz=1984.0, temperature_before_c=61.5, temperature_after_c=97.0, rounds=210, discarded=63,
+        disturbed=0.81, least_disturbed=True, throttled=0.3, other_load=0.42, seconds=16.1, unstable=("int8",),
+        energy_source="INA3221 VDD_IN", idle_w=2.04, missing={"memory": "killed by signal 9"},
+    )  # fmt: skip
+    return replace(sample, candidates=tuple(map(known, sample.candidates)), conditions=conditions)
 
 
 def group_rows(layers: tuple[r.LayerDetail, ...]) -> tuple[r.GroupDetail, ...]:

@@ -15,7 +15,7 @@ from edgekit.planner.table import tabulate
 from tests.planner.problems import CLOSE, QUANTITIES, bounded, everything, keeps
 
 thorough = settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-quick = settings(thorough, max_examples=60)
+quick = settings(thorough, max_examples=80)
 objectives = st.sampled_from(["latency", "loss"])
 
 
@@ -101,10 +101,16 @@ def test_front_has_no_dominated_point_and_misses_none(case: tuple[Problem, Limit
         assert point.totals == evaluate(problem, point.choice, point.kept)
         assert keeps(point.totals, limits)
     least = min(t.loss for t in allowed)
+    fastest = min(t.latency_ms for t in allowed)
+    assert 1 <= len(front) <= 4
+    assert front[0].totals.latency_ms <= fastest * (1 + LATENCY_WINDOW) * CLOSE
     assert front[-1].totals.loss <= least * (1 + LOSS_WINDOW) * CLOSE
     for faster, slower in itertools.pairwise(front):
         assert faster.totals.latency_ms < slower.totals.latency_ms
         assert faster.totals.loss > slower.totals.loss
+    for point in front[1:]:
+        reachable = [t.loss for t in allowed if t.latency_ms <= point.totals.latency_ms]
+        assert point.totals.loss <= min(reachable) * (1 + LOSS_WINDOW) * CLOSE
 
 
 @thorough

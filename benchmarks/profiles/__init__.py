@@ -1,0 +1,1 @@
+"""Published latencies, the networks that they are of, and the fit of the shipped device profiles."""

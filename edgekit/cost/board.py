@@ -1,0 +1,156 @@
+"""From the latencies of the small networks (`edgekit.cost.micro`) on one board to the costs of its device profile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from edgekit.cost.fit import Cell, Coefficients, Priors, Row, fit
+from edgekit.cost.interval import Score, factor, held_out
+from edgekit.cost.profile import units
+from edgekit.cost.work import FEATURES, Units, Work, element_bytes, features, macs_by_kind
+from edgekit.entries import Costs, DeviceProfile, Memory, Processor
+from edgekit.types import Precision
+
+_STEPS = (1, 2, 4, 8, 16, 32, 64)
+# A step must explain this much more than smooth growth does: share of the squared errors that it may leave.
+_CLEAR = 0.5
+# One board's own rows are many and little disturbed: they may move every coefficient of it far.
+_PRIORS = Priors(kind=1.0, precision=0.4, cell_feature=0.4, noise=0.05)
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A small network that was measured. ``crossed_elements`` pass between int8 and float, the model's input too."""
+
+    network: str
+    precision: Precision
+    work: tuple[Work, ...]
+    crossed_elements: int
+    latency_ms: float
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the whole."""
+        return sum(one.macs for one in self.work)
+
+    @property
+    def elements(self) -> int:
+        """Activation elements that its kernels read and write."""
+        return sum(one.input_elements + one.output_elements for one in self.work)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The costs by precision, and what held-out networks showed: one score for each measured one."""
+
+    costs: tuple[Costs, ...]
+    scores: tuple[Score, ...]
+
+
+def with_facts(profile: DeviceProfile, timed: Sequence[Timed], cpu: str, cores: int, threads: int) -> DeviceProfile:
+    """The profile with the processor and the memory that costs are relative to. Facts that it has are kept; where it
+    lacks some, the best that a small network reached stands for the theoretical best.
+    """
+    best = {
+        precision: max(one.macs / one.latency_ms for one in timed if one.precision is precision) / 1e6 * cores / threads
+        for precision in dict.fromkeys(one.precision for one in timed)
+    }
+    known = profile.part("cpu")
+    if known is None:
+        part = Processor(cpu, "cpu", profile.name, {p: _rounded(gmacs) for p, gmacs in best.items()}, cores)
+    else:
+        more = {p: _rounded(gmacs) for p, gmacs in best.items() if p not in known.peak_gmacs}
+        part = replace(known, peak_gmacs={**known.peak_gmacs, **more})
+    others = tuple(one for one in profile.processors if one.kind != "cpu")
+    memory = profile.memory or Memory(_rounded(bandwidth_gbs(timed)), ())
+    return replace(profile, memory=memory, processors=(part, *others))
+
+
+def bandwidth_gbs(timed: Sequence[Timed]) -> float:
+    """The most bytes a second, in 1e9, of weights and activations that any small network moved."""
+    return max(
+        (one.elements + sum(kernel.weight_elements for kernel in one.work)) * element_bytes(one.precision)
+        / one.latency_ms / 1e6
+        for one in timed
+    )  # fmt: skip
+
+
+def fit_costs(profile: DeviceProfile, runtime: str, threads: int, timed: Sequence[Timed], source: str) -> Fit:
+    """The costs of the board's CPU with that runtime and thread count. ``profile`` has its facts (`with_facts`);
+    ``source`` says what was measured and when, and goes before the errors in each row's evidence.
+    """
+    part = profile.part("cpu")
+    assert part is not None  # with_facts gave one
+    rows = []
+    for one in timed:
+        cell = Cell(profile.name, part.architecture, "cpu", one.precision, threads)
+        given = units(profile, part, one.precision, threads)
+        rows.append(Row(cell, one.network, total_features(one, given), one.latency_ms))
+    cells = list(dict.fromkeys(row.cell for row in rows))
+    fitted = fit(rows, cells, _PRIORS)
+    scores = held_out(rows, lambda row: row.family, _PRIORS)
+    costs = []
+    for cell in cells:
+        mine = [one for one in timed if one.precision is cell.precision]
+        judged = [score for score in scores if score.row.cell == cell]
+        errors = [score.relative_error for score in judged]
+        said = f"median error {np.median(errors):.0%}, 90 % within {np.quantile(errors, 0.9):.0%}"
+        evidence = f"{len(mine)} small networks {source}; each left out in turn: {said}"
+        costs.append(_costs(cell, runtime, fitted[cell], mine, evidence, factor(judged)))
+    return Fit(tuple(costs), tuple(scores))
+
+
+def total_features(one: Timed, given: Units) -> np.ndarray:
+    """Its features as `edgekit.cost.profile` counts those of a network that it predicts."""
+    total: np.ndarray = features(one.work, given).sum(axis=0)
+    total[0] = 1.0
+    if one.precision is Precision.INT8:
+        total[FEATURES.index("activation_bytes")] += one.crossed_elements * 5 / given.bytes_per_ms
+    return total
+
+
+def channel_step(latency_ms: Mapping[int, float]) -> int | None:
+    """The multiple that a board rounds channels up to, from the latencies of networks that differ in their channels
+    alone; None where they grow too smoothly to tell. Each step is judged by how well a power of the rounded counts
+    explains the latencies.
+    """
+    counts = np.array(sorted(latency_ms), float)
+    measured = np.log([latency_ms[int(count)] for count in counts])
+    left = {}
+    for step in _STEPS:
+        rounded = np.log(np.ceil(counts / step) * step)
+        if len(set(rounded)) > 1:
+            slope, offset = np.polyfit(rounded, measured, 1)
+            left[step] = float(((measured - offset - slope * rounded) ** 2).sum())
+    best = min(left, key=left.__getitem__)
+    return best if left[best] <= _CLEAR * left[1] else None
+
+
+def _costs(
+    cell: Cell, runtime: str, found: Coefficients, timed: Sequence[Timed], evidence: str, interval: float
+) -> Costs:
+    # A network is a chain of such kernels: one as large as all of them together is not outside what was measured.
+    macs = [one.macs for one in timed if one.macs]
+    elements = [one.elements for one in timed]
+    return Costs(
+        runtime=runtime,
+        processor="cpu",
+        precision=cell.precision,
+        rows=len(timed),
+        evidence=evidence,
+        factors={name: float(f"{np.exp(mean):.4g}") for name, mean in zip(FEATURES, found.log_mean, strict=True)},
+        covariance=tuple(" ".join(f"{v:.4f}" for v in row[: i + 1]) for i, row in enumerate(found.covariance)),
+        spread=round(float(np.hypot(found.family, found.noise)), 4),
+        interval=round(interval, 3),
+        kinds=tuple(sorted({kind for one in timed for kind in macs_by_kind(one.work)})),
+        macs=(float(min(macs)), float(sum(macs))),
+        elements=(float(min(elements)), float(sum(elements))),
+        threads=cell.threads,
+    )
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")

@@ -1,0 +1,179 @@
+"""What a network asks of a device: arithmetic by kind of kernel, bytes moved, and how many kernels are started.
+
+The cost model of a device profile is a sum over these. Counting is done on the normalised graph, so that the published
+models that a profile was fitted on and the model that it predicts are counted by the same rules.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekit.types import Precision
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+    from edgekit.graph import Graph
+
+# Kinds of kernels that multiply: runtimes have a kernel of its own for each, with an efficiency of its own.
+MAC_KINDS = ("conv3x3", "conv", "pointwise", "depthwise", "grouped", "matmul", "attention", "recurrent")
+# Kinds without weights: arithmetic on elements, windows, and mere movement.
+OTHER_KINDS = ("elementwise", "pool", "move")
+# What a latency is a sum of, in the order of the coefficients of a profile.
+FEATURES = ("call", "layer", "operator", *MAC_KINDS, "activation_bytes", "weight_bytes")
+
+# Gone after compilation, or never more than a change of shape.
+_FREE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Shape", "Constant", "Cast"})
+# Every runtime computes these inside the kernel whose result they change.
+_FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Elu", "Gelu"})
+_POOLS = frozenset(
+    {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "LRN"}
+)
+_MOVES = frozenset(
+    {"Concat", "Transpose", "Slice", "Split", "Pad", "Resize", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"}
+    | {"Tile", "Upsample", "ScatterND", "GatherND", "GatherElements"}
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kernel. ``layer`` names the layer that it is, or that it follows ('' before the first one); elements are
+    those read, stored as weights and written.
+    """
+
+    layer: str
+    kind: str
+    macs: int
+    input_elements: int
+    weight_elements: int
+    output_elements: int
+
+
+def work_of(graph: Graph) -> tuple[Work, ...]:
+    """The kernels of a normalised graph in its order. Shape changes and fused activations are none."""
+    from edgekit.graph.layers import elements_of
+
+    layers = {layer.name: layer for layer in graph.layers}
+    fusable = {layer.output for layer in graph.layers}  # results that an activation may still be fused to
+    found: list[Work] = []
+    last = ""
+    for node in graph.model.graph:
+        layer = layers.get(node.name or "")
+        if layer is not None:
+            last = layer.name
+            found.append(
+                Work(
+                    layer.name,
+                    _layer_kind(node),
+                    layer.macs,
+                    layer.input_elements,
+                    layer.weight_elements + layer.bias_elements,
+                    layer.output_elements,
+                )
+            )
+            continue
+        data = [v for v in node.inputs if v is not None and v.name and not v.is_initializer()]
+        made = [o for o in node.outputs if o.name and o.shape is not None]
+        if not data or not made or node.op_type in _FREE or not all(v.shape is not None for v in data):
+            continue
+        if _is_fused(node, data, fusable):
+            fusable.update(o.name or "" for o in made)
+            continue
+        read, written = sum(map(elements_of, data)), sum(map(elements_of, made))
+        found.append(Work(last, _other_kind(node.op_type), 0, read, 0, written))
+    return tuple(found)
+
+
+def _is_fused(node: ir.Node, data: list[ir.Value], fusable: set[str]) -> bool:
+    """An activation of a layer's result, or the product of such a result with its own sigmoid (SiLU)."""
+    names = {v.name or "" for v in data}
+    if node.op_type in _FUSED:
+        return names <= fusable
+    return node.op_type == "Mul" and len(data) == 2 and names <= fusable and _is_gate(data[0], data[1])
+
+
+def _is_gate(a: ir.Value, b: ir.Value) -> bool:
+    for gate, value in ((a, b), (b, a)):
+        producer = gate.producer()
+        if producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid") and value in producer.inputs:
+            return True
+    return False
+
+
+def _layer_kind(node: ir.Node) -> str:
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        return "recurrent"
+    if node.op_type in ("Gemm", "MatMul"):
+        return "matmul" if any(v is not None and v.is_initializer() for v in node.inputs[:2]) else "attention"
+    weight = node.inputs[1]
+    shape = [d for d in weight.shape if isinstance(d, int)] if weight is not None and weight.shape is not None else []
+    group = node.attributes.get_int("group", 1)
+    strides = node.attributes.get_ints("strides", ())
+    return conv_kind(shape, group, max(strides, default=1), transposed=node.op_type == "ConvTranspose")
+
+
+def conv_kind(weight_shape: list[int], group: int, stride: int, *, transposed: bool = False) -> str:
+    """The kind of a convolution with weights [out, in / group, ...]. Only 3x3 at stride 1 has Winograd kernels."""
+    kernel = weight_shape[2:]
+    if group > 1:
+        return "depthwise" if group >= weight_shape[0] or weight_shape[1] == 1 else "grouped"
+    if math.prod(kernel) == 1:
+        return "pointwise"
+    narrow = weight_shape[1] < 8  # the first layer of a network: few channels to vectorise over
+    return "conv3x3" if kernel == [3, 3] and stride == 1 and not transposed and not narrow else "conv"
+
+
+def _other_kind(op_type: str) -> str:
+    return "pool" if op_type in _POOLS else "move" if op_type in _MOVES else "elementwise"
+
+
+@dataclass(frozen=True)
+class Units:
+    """What one unit of each feature is on a device at its theoretical best, so that coefficients say how far from it
+    a runtime stays: MACs in one precision, and bytes of main memory.
+    """
+
+    macs_per_ms: float
+    bytes_per_ms: float
+    element_bytes: int
+
+
+def features(work: Iterable[Work], units: Units) -> NDArray[np.float64]:
+    """One row of `FEATURES` for each kernel, [kernels, features]: MACs and bytes in milliseconds at the device's peak,
+    starts counted. The feature "call" is 0: it is paid once, not by a kernel.
+    """
+    rows = [_row(one, units) for one in work]
+    return np.asarray(rows, float).reshape(-1, len(FEATURES))
+
+
+def _row(work: Work, units: Units) -> list[float]:
+    moved = (work.input_elements + work.output_elements) * units.element_bytes / units.bytes_per_ms
+    weights = work.weight_elements * units.element_bytes / units.bytes_per_ms
+    macs = [work.macs / units.macs_per_ms if kind == work.kind else 0.0 for kind in MAC_KINDS]
+    starts = [1.0, 0.0] if work.kind in MAC_KINDS else [0.0, 1.0]
+    return [0.0, *starts, *macs, moved, weights]
+
+
+def element_bytes(precision: Precision) -> int:
+    """Bytes of one activation or weight element as the compute-bound precisions store them."""
+    return precision.activation_bits // 8
+
+
+def macs_by_kind(work: Iterable[Work]) -> dict[str, int]:
+    """MACs of the kinds that occur."""
+    found: dict[str, int] = {}
+    for one in work:
+        if one.macs:
+            found[one.kind] = found.get(one.kind, 0) + one.macs
+    return found
+
+
+def layers_of(work: Iterable[Work]) -> Iterator[str]:
+    """The layers in order, each once."""
+    return iter(dict.fromkeys(one.layer for one in work if one.layer))

@@ -1,0 +1,152 @@
+"""What a board costs that nobody has at hand: by its device profile; and where nothing like it was measured, by the
+arithmetic that its processor was built for, which ranks options and says no latency.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from edgekit.cost.measured import FLOAT_PRECISIONS, MeasuredCosts
+from edgekit.cost.profile import cost_table
+from edgekit.cost.table import CostTable
+from edgekit.results import DeviceInfo, DroppedOption
+from edgekit.types import Figure, Latency, Precision
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from edgekit.entries import DeviceProfile, Processor, Target
+    from edgekit.graph import Graph
+
+# Runtimes unpack these weights when they load a model, and compute in float.
+_WEIGHT_ONLY = (Precision.W8, Precision.W4)
+# The kind of processor that a runtime uses, where it is not the CPU.
+_RUNS_ON = {"tensorrt": "gpu"}
+# A float precision must be worth its loss.
+_WORTHWHILE = 0.97
+
+
+def device_info(target: Target, profile: DeviceProfile, threads: int) -> DeviceInfo:
+    """What the profile says of the device."""
+    part = processor_of(profile, target)
+    return DeviceInfo(
+        cpu=profile.description if part is None else part.name,
+        threads=threads,
+        runtime=target.runtime or target.backend,
+        governor="",
+        machine=profile.name,
+    )
+
+
+def processor_of(profile: DeviceProfile, target: Target) -> Processor | None:
+    """The part of the device that the target's runtime runs on; None where the profile names none."""
+    return profile.part(_RUNS_ON.get(target.backend, "cpu"))
+
+
+def forecast_floats(
+    graph: Graph, target: Target, profile: DeviceProfile, threads: int
+) -> tuple[dict[Precision, float], tuple[DroppedOption, ...]]:
+    """Float precisions worth considering, fastest first, with their latency relative to fp32; and why others are not.
+
+    Only precisions of which the same kind of evidence exists are compared.
+    """
+    totals: dict[Precision, float] = {}
+    dropped: list[DroppedOption] = []
+    whole = forecast_costs(graph, target, profile, threads, Precision.FP32, weight_only=False).table
+    for precision in FLOAT_PRECISIONS:
+        if precision is Precision.FP32 or precision not in target.precisions:
+            continue
+        table = forecast_costs(graph, target, profile, threads, precision, weight_only=False).table
+        if table.base is not precision or bool(table.unknown) != bool(whole.unknown):
+            reason = f"nothing says what it takes on {profile.name}"
+            dropped.append(DroppedOption(precision.value, "model", reason))
+            continue
+        ratio = table.anchors_ms[precision] / whole.anchors_ms[Precision.FP32]
+        if ratio > _WORTHWHILE:
+            reason = f"would take {ratio:.2f}x the time of fp32 on {profile.name} (predicted)"
+            dropped.append(DroppedOption(precision.value, "model", reason))
+        else:
+            totals[precision] = ratio
+    totals[Precision.FP32] = 1.0
+    return dict(sorted(totals.items(), key=lambda row: row[1])), tuple(dropped)
+
+
+def forecast_costs(
+    graph: Graph, target: Target, profile: DeviceProfile, threads: int, base: Precision, weight_only: bool
+) -> MeasuredCosts:
+    """The cost table of a network with ``base`` as its float precision, and the options that the board lacks."""
+    known = cost_table(graph, profile, target.backend, threads, floats=(base,))
+    table = known or _by_arithmetic(graph, target, profile, threads, base)
+    latency = {name: dict(row) for name, row in table.latency_ms.items()}
+    dropped: list[DroppedOption] = []
+    for precision in target.precisions:
+        if precision in FLOAT_PRECISIONS:
+            continue
+        if precision in _WEIGHT_ONLY:
+            if weight_only:
+                for row in latency.values():
+                    row[precision] = row[base]
+        elif not any(precision in row for row in latency.values()):
+            reason = f"nothing says what it takes on {profile.name}"
+            dropped.append(DroppedOption(precision.value, "model", reason))
+    offered = {*target.precisions, base}
+    able = _able(graph, target)
+    latency = {
+        name: {p: ms for p, ms in row.items() if p in offered and (p in FLOAT_PRECISIONS or name in able[p])}
+        for name, row in latency.items()
+    }
+    anchors = {p: ms for p, ms in table.anchors_ms.items() if p in offered}
+    return MeasuredCosts(
+        CostTable(
+            table.base,
+            table.floats,
+            latency,
+            anchors,
+            table.boundary_ms_per_element,
+            table.interval,
+            table.evidence,
+            table.crossing_ms,
+            table.unknown,
+        ),
+        tuple(dropped),
+    )
+
+
+def forecast_latency(figure: Figure) -> Latency:
+    """A predicted latency where others are measured: its interval in place of the median's, and no percentiles."""
+    value = math.nan if figure.value is None else figure.value
+    return Latency(value, math.nan, math.nan, 0, figure.low, figure.high)
+
+
+def _able(graph: Graph, target: Target) -> dict[Precision, frozenset[str]]:
+    """The layers whose kinds the backend has in each quantized precision."""
+    from edgekit.backends import backend
+
+    kinds = backend(target.backend).quantized_op_types
+    return {
+        precision: frozenset(
+            layer.name
+            for layer in graph.layers
+            if layer.op_type in kinds.get(precision, ()) and (layer.weights or precision not in _WEIGHT_ONLY)
+        )
+        for precision in target.precisions
+        if precision not in FLOAT_PRECISIONS
+    }
+
+
+def _by_arithmetic(graph: Graph, target: Target, profile: DeviceProfile, threads: int, base: Precision) -> CostTable:
+    """Options compared by MACs over the processor's peak, where nothing like the board was measured."""
+    part = processor_of(profile, target)
+    peaks = dict(part.peak_gmacs) if part is not None else {}
+    peaks.setdefault(Precision.FP32, 1.0)
+    base = base if base in peaks else Precision.FP32
+    names = [layer.name for layer in graph.layers]
+    share = min(threads, part.cores) / part.cores if part is not None and part.kind == "cpu" else 1.0
+    offered: Sequence[Precision] = [p for p in (base, Precision.INT8, Precision.INT16X8) if p in peaks]
+    latency = {
+        layer.name: {p: max(layer.macs, 1) / (peaks[p] * share * 1e6) for p in offered} for layer in graph.layers
+    }
+    anchors = {p: sum(latency[name][p] for name in names) for p in offered}
+    reason = f"nothing like {profile.name} was measured with {target.backend}: pass --host to measure the board"
+    return CostTable(base, dict.fromkeys(names, base), latency, anchors, 0.0, 1.0, reason, unknown=reason)

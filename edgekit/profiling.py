@@ -1,0 +1,289 @@
+"""Measures a board's device profile: small networks raced on it, and a fit over their latencies."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import onnx
+
+from edgekit import cache, toolchains
+from edgekit.backends import Artifact
+from edgekit.compress.observers import Range
+from edgekit.compress.qdq import apply_precisions, quantization_points
+from edgekit.cost import micro
+from edgekit.cost.board import Fit, Timed, channel_step, fit_costs, with_facts
+from edgekit.cost.measured import FLOAT_PRECISIONS, executed_precisions, rank_float_precisions
+from edgekit.cost.table import crossing_elements, fit_boundary
+from edgekit.cost.work import work_of
+from edgekit.errors import DeviceError, InputError
+from edgekit.graph import Graph, load, to_bytes
+from edgekit.progress import Progress, Silent
+from edgekit.results import DeviceInfo, DroppedOption
+from edgekit.types import Precision
+
+if TYPE_CHECKING:
+    from edgekit.catalog import Target
+    from edgekit.devices.race import Device
+    from edgekit.entries import DeviceProfile
+
+_AT_ONCE = 4  # networks in one race: they share the board's memory
+_RACE_S = 0.2  # for each contestant
+_CHECK_S = 0.02
+_RANGE = Range(-4.0, 4.0)  # the grid does not change how long a kernel takes
+_INT8 = Precision.INT8
+
+
+@dataclass(frozen=True)
+class NetworkLatency:
+    """One small network: measured, and what the fit says when it was left out. ``latency_ms`` is the median."""
+
+    network: str
+    precision: Precision
+    macs: int
+    latency_ms: float
+    held_out_ms: float
+
+
+@dataclass(frozen=True)
+class MeasuredProfile:
+    """A board's profile, what it was made from, and the file that it was written to ('' where it was not).
+    ``channel_steps`` has None where latency grows too smoothly to tell; ``boundary_ms_per_element`` is None where there
+    was nothing to alternate.
+    """
+
+    profile: DeviceProfile
+    target: str
+    device: DeviceInfo
+    networks: tuple[NetworkLatency, ...]
+    dropped: tuple[DroppedOption, ...]
+    channel_steps: Mapping[Precision, int | None]
+    boundary_ms_per_element: float | None
+    seconds: float
+    file: str = ""
+    schema: str = "edgekit/profile/1"
+
+
+def measure_profile(
+    target: Target,
+    profile: DeviceProfile,
+    device: Device,
+    networks: Iterable[str] = tuple(micro.NETWORKS),
+    progress: Progress | None = None,
+) -> MeasuredProfile:
+    """Profile the board of ``device``: the costs of the target's runtime at its threads, the channel step, and whatever
+    facts ``profile`` lacks. Costs of other runtimes and thread counts stay; anchors of these costs go, since they
+    corrected others.
+    """
+    progress = progress or Silent()
+    began = time.monotonic()
+    with progress.stage(f"probe {target.name}"):
+        info, _ = device.probe()
+        facts = device.run_job({"action": "probe"}, 120.0)["device"]
+    if device.backend.TOOLCHAIN:
+        toolchains.ensure(device.backend.TOOLCHAIN, progress)
+    lab = _Bench(device, info.runtime)
+    with progress.stage("race float precisions"):
+        rated = lab.network(micro.rating_network())
+        floats = tuple(precision for precision in target.precisions if precision in FLOAT_PRECISIONS)
+        ratios, dropped = rank_float_precisions(device, lambda plan, base: lab.artifact(rated, plan, base), floats)
+    precisions = [*ratios, *([_INT8] if _INT8 in target.precisions else [])]
+    timed = _measured(lab, list(networks), precisions, progress)
+    with progress.stage("find the channel step"):
+        steps = _channel_steps(lab, precisions)
+    boundary = None
+    if _INT8 in precisions:
+        with progress.stage("find what changing precision costs"):
+            boundary = _boundary(lab, precisions[0])
+    with progress.stage("fit the costs"):
+        cores = max(int(facts["cores"] or 1), device.threads)
+        based = with_facts(profile, timed, info.cpu, cores, device.threads)
+        source = f"on {info.cpu}, {info.runtime}, {device.threads} threads, {_today()}"
+        fitted = fit_costs(based, target.backend, device.threads, timed, source)
+        made = _complete(based, profile, fitted, steps, boundary, source)
+    return MeasuredProfile(
+        profile=made,
+        target=target.name,
+        device=info,
+        networks=_beside(timed, fitted),
+        dropped=dropped,
+        channel_steps=steps,
+        boundary_ms_per_element=boundary,
+        seconds=time.monotonic() - began,
+    )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Small networks become artifacts on the way that deployments take; what was converted before is not again."""
+
+    device: Device
+    runtime: str
+
+    def network(self, model: onnx.ModelProto) -> Graph:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network.onnx"
+            onnx.save(model, path)
+            return load(path)
+
+    def artifact(self, graph: Graph, plan: Mapping[str, Precision], base: Precision) -> Artifact:
+        backend = self.device.backend
+        results = backend.quantizes_results
+        quantized = _INT8 in plan.values()
+        ranges = dict.fromkeys(quantization_points(graph, results), _RANGE) if quantized else {}
+        content = to_bytes(apply_precisions(graph, plan, ranges, results))
+        stored = {"toolchain": toolchains.toolchain(backend.TOOLCHAIN).version} if backend.TOOLCHAIN else {}
+        key = cache.key(small=True, runtime=self.runtime, model=content, **stored)
+
+        def convert(path: Path) -> None:
+            backend.convert(content, path, base)
+
+        folder = cache.folder("artifacts", key, convert)
+        return backend.artifact(folder, base)
+
+    def quantizable(self, graph: Graph) -> bool:
+        """Whether every layer may take int8: a network in two precisions tells of neither."""
+        types = self.device.backend.quantized_op_types[_INT8]
+        return bool(graph.layers) and all(layer.op_type in types for layer in graph.layers)
+
+    def race(self, contestants: Mapping[str, Artifact]) -> dict[str, float]:
+        """Median latencies in milliseconds. Ratios within the interleaved rounds are steadier than medians over all."""
+        raced = self.device.race(contestants, _RACE_S * len(contestants))
+        first_ms = next(iter(raced.values())).latency_ms.p50
+        return {name: first_ms * row.ratio for name, row in raced.items()}
+
+    def executes(self, graphs: Mapping[str, Graph], artifacts: Mapping[str, Artifact]) -> set[str]:
+        """The networks of which every layer executes in int8 when all are planned so."""
+        if not artifacts:
+            return set()
+        try:
+            profiles = self.device.profile(artifacts, _CHECK_S, compiles=1)
+        except (DeviceError, InputError):  # one of them does not compile: which?
+            if len(artifacts) == 1:
+                return set()
+            return set().union(*(self.executes(graphs, {name: one}) for name, one in artifacts.items()))
+        found = set()
+        for name, rows in profiles.items():
+            executed = executed_precisions(self.device.backend.executed_nodes(rows, graphs[name]))
+            words = [executed.get(layer.name, "") for layer in graphs[name].layers]
+            if all(self.device.backend.executes_as(_INT8, word) for word in words):
+                found.add(name)
+        return found
+
+
+def _uniform(graph: Graph, precision: Precision) -> dict[str, Precision]:
+    return {layer.name: precision for layer in graph.layers}
+
+
+def _measured(lab: _Bench, names: Sequence[str], precisions: Sequence[Precision], progress: Progress) -> list[Timed]:
+    """Every network in every precision that it executes in, some networks to a race."""
+    base = precisions[0]
+    timed: list[Timed] = []
+    with progress.stage("measure small networks", len(names)) as advance:
+        for first in range(0, len(names), _AT_ONCE):
+            graphs = {name: lab.network(micro.build(name)) for name in names[first : first + _AT_ONCE]}
+            int8 = {
+                name: lab.artifact(graph, _uniform(graph, _INT8), base)
+                for name, graph in graphs.items()
+                if _INT8 in precisions and lab.quantizable(graph)
+            }
+            executing = lab.executes(graphs, int8)
+            contestants: dict[tuple[str, Precision], Artifact] = {}
+            for name, graph in graphs.items():
+                for precision in precisions:
+                    if precision is not _INT8:
+                        contestants[name, precision] = lab.artifact(graph, {}, precision)
+                    elif name in executing:
+                        contestants[name, precision] = int8[name]
+            raced = lab.race({f"{name} {p.value}": one for (name, p), one in contestants.items()})
+            for name, precision in contestants:
+                graph = graphs[name]
+                crossed = crossing_elements(graph.edges, _uniform(graph, precision))
+                timed.append(Timed(name, precision, work_of(graph), crossed, raced[f"{name} {precision.value}"]))
+            for _ in graphs:
+                advance()
+    return timed
+
+
+def _channel_steps(lab: _Bench, precisions: Sequence[Precision]) -> dict[Precision, int | None]:
+    """By precision, from the fastest float one and int8."""
+    graphs = {count: lab.network(micro.step_network(count)) for count in micro.STEP_CHANNELS}
+    found: dict[Precision, int | None] = {}
+    for precision in dict.fromkeys([precisions[0], *precisions[-1:]]):
+        plan = _INT8 if precision is _INT8 else precisions[0]
+        artifacts = {
+            str(count): lab.artifact(graph, _uniform(graph, plan), precisions[0]) for count, graph in graphs.items()
+        }
+        found[precision] = channel_step({int(count): ms for count, ms in lab.race(artifacts).items()})
+    return found
+
+
+def _boundary(lab: _Bench, base: Precision) -> float:
+    """Milliseconds for each element that passes between int8 and float, from two plans that alternate."""
+    graph = lab.network(micro.boundary_network())
+    names = [layer.name for layer in graph.layers]
+    plans = {"float": _uniform(graph, base), "int8": _uniform(graph, _INT8)}
+    for turn in (0, 1):
+        mine = {name: _INT8 if place % 2 == turn else base for place, name in enumerate(names)}
+        plans[f"alternating {turn}"] = mine
+    ms = lab.race({name: lab.artifact(graph, plan, base) for name, plan in plans.items()})
+    # All layers are alike, so half of each uniform latency is what the alternating ones would take.
+    crossings = {name: crossing_elements(graph.edges, plan) for name, plan in plans.items()}
+    return fit_boundary(
+        (crossings[name] - crossings["int8"] // 2, ms[name] - (ms["float"] + ms["int8"]) / 2)
+        for name in plans
+        if name.startswith("alternating")
+    )
+
+
+def _complete(
+    based: DeviceProfile,
+    before: DeviceProfile,
+    fitted: Fit,
+    steps: Mapping[Precision, int | None],
+    boundary: float | None,
+    source: str,
+) -> DeviceProfile:
+    """The profile with the new costs in place of the old ones of that runtime and thread count."""
+    one = fitted.costs[0]
+    same = (one.runtime, one.processor, one.threads)
+    kept = tuple(cost for cost in before.costs if (cost.runtime, cost.processor, cost.threads) != same)
+    anchors = tuple(row for row in before.anchors if (row.runtime, row.processor, row.threads) != same)
+    clear = {precision: step for precision, step in steps.items() if step is not None}
+    mark = f"measured with {one.runtime}"
+    found = [f"{p.value}: {'no clear step' if s is None else s}" for p, s in steps.items()]
+    said = [f"channel_step: {mark} {source}: {', '.join(found)}"]
+    if before.part("cpu") is None or before.memory is None:
+        said.append(f"peaks and bandwidth: {mark} {source}: the best that a small network reached")
+    if boundary is not None:
+        said.append(f"change between int8 and float: {mark} {source}: {boundary * 1e5:.3g} ms for 1e5 elements")
+    old = [line for line in before.sources if not line.split(": ", 1)[-1].startswith(mark)]
+    return replace(
+        based,
+        evidence=f"{mark} {source}: {len(fitted.scores)} latencies of small networks, by edgekit profile",
+        sources=(*old, *said),
+        channel_step=max(clear.values()) if clear else before.channel_step,
+        costs=(*kept, *fitted.costs),
+        anchors=anchors,
+    )
+
+
+def _beside(timed: Sequence[Timed], fitted: Fit) -> tuple[NetworkLatency, ...]:
+    predicted = {
+        (score.row.family, score.row.cell.precision): score.row.latency_ms / math.exp(score.log_error)
+        for score in fitted.scores
+    }
+    return tuple(
+        NetworkLatency(one.network, one.precision, one.macs, one.latency_ms, predicted[one.network, one.precision])
+        for one in timed
+    )
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.UTC).date().isoformat()

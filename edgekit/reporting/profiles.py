@@ -1,0 +1,90 @@
+"""A measured device profile, and two profiles side by side, on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from edgekit.reporting.tables import add, count, safe, say, table
+from edgekit.types import Precision
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgekit.profile_differences import CostDifference, CostSide, ProfileDifference
+    from edgekit.profiling import MeasuredProfile, NetworkLatency
+
+
+def print_profile(found: MeasuredProfile, console: Console) -> None:
+    """Every small network, then what the fit makes of them, then where the profile went."""
+    precisions = list(dict.fromkeys(row.precision for row in found.networks))
+    columns = [text for p in precisions for text in (f"{p.value} ms", "GMAC/s", "left out")]
+    rows = table(("small network", "MACs", *columns), ("MACs", *columns))
+    for name in dict.fromkeys(row.network for row in found.networks):
+        mine = {row.precision: row for row in found.networks if row.network == name}
+        cells = [_cells(mine.get(precision)) for precision in precisions]
+        macs = next(iter(mine.values())).macs
+        add(rows, name, count(macs) if macs else "–", *(text for cell in cells for text in cell))
+    console.print(rows)
+    say(console, '[dim]"left out": what the fit without this network predicts, off by[/]')
+    for option in found.dropped:
+        say(console, f"dropped  {safe(option.option)}: {safe(option.reason)}")
+    steps = ", ".join(f"{p.value} {step or 'not clear'}" for p, step in found.channel_steps.items())
+    say(console, f"channel step  {steps}: the profile takes {found.profile.channel_step}")
+    if found.boundary_ms_per_element is not None:
+        say(console, f"change of precision  {found.boundary_ms_per_element * 1e5:.3g} ms for 1e5 elements (measured)")
+    if found.profile.memory is not None:
+        say(console, f"memory  {found.profile.memory.bandwidth_gbs:.3g} GB/s")
+    for cost in found.profile.costs[-len(precisions) :]:  # the new ones come last
+        say(console, f"costs  {cost.precision.value}: {safe(cost.evidence)}")
+    say(console, f"{found.seconds:.0f} s on {safe(found.device.cpu)}; written to {safe(found.file)}")
+
+
+def _cells(row: NetworkLatency | None) -> tuple[str, str, str]:
+    if row is None:
+        return ("–", "", "")
+    speed = f"{row.macs / row.latency_ms / 1e6:.3g}" if row.macs else "–"
+    return f"{row.latency_ms:.3g}", speed, f"{row.held_out_ms / row.latency_ms - 1:+.0%}"
+
+
+def print_profile_difference(found: ProfileDifference, console: Console) -> None:
+    """Facts first, then the costs that differ."""
+    say(console, f"[bold]device profile {safe(found.name)}[/]")
+    say(console, f"A  {safe(found.a)}")
+    say(console, f"B  {safe(found.b)}")
+    if found.same:
+        say(console, "no difference")
+        return
+    if found.facts:
+        rows = table(("", "A", "B"), ("A", "B"))
+        for fact in found.facts:
+            add(rows, fact.name, *("none" if v is None else f"{v:.4g}" for v in (fact.a, fact.b)))
+        console.print(rows)
+    if found.costs:
+        if found.facts:
+            say(console, "")
+        columns = ("costs", "rows", "races", "90 % interval", "latency", "most changed")
+        rows = table(columns, columns[1:5])
+        for cost in found.costs:
+            changed = "" if cost.most_factor is None else f"{cost.most_changed} x{cost.most_factor:.3g}"
+            add(
+                rows,
+                _named(cost),
+                _both(cost, lambda side: str(side.rows)),
+                _both(cost, lambda side: str(side.anchors)),
+                _both(cost, lambda side: f"x/÷ {side.reach:.2f}"),
+                "" if cost.factor is None else f"x{cost.factor:.3g}",
+                changed,
+            )
+        console.print(rows)
+        say(console, "[dim]latency: what B predicts over what A does, for a network of the kinds that were measured[/]")
+
+
+def _named(cost: CostDifference) -> str:
+    threads = f", {cost.threads} threads" if cost.threads else ""
+    return f"{cost.runtime} {cost.processor} {Precision(cost.precision).value}{threads}"
+
+
+def _both(cost: CostDifference, text: Callable[[CostSide], str]) -> str:
+    a, b = ("none" if side is None else text(side) for side in (cost.a, cost.b))
+    return a if a == b else f"{a} → {b}"

@@ -1,0 +1,363 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgekit import toolchains
+from edgekit.backends import Artifact, tflite
+from edgekit.catalog import data_root
+from edgekit.compress.observers import choose_range
+from edgekit.compress.qdq import apply_precisions, quantization_points
+from edgekit.compress.ranges import collect_ranges
+from edgekit.devices import local
+from edgekit.devices.race import Device
+from edgekit.errors import DeviceError, InputError
+from edgekit.graph import to_bytes
+from edgekit.job import prepare
+from edgekit.stages import Workbench
+from edgekit.types import Precision
+from tests.command import fill
+from tests.quantized import Case, case, case_of, run, sqnr_db
+
+FP32, FP16, INT8, INT16X8, W8, W4 = (Precision(word) for word in ("fp32", "fp16", "int8", "int16x8", "w8", "w4"))
+RUNNER = data_root() / "targets" / "runners" / tflite.RUNNER
+
+
+def hub(source: Case, plan: Mapping[str, Precision]) -> bytes:
+    """The plan as the backend takes it: with the results' ranges."""
+    seen = collect_ranges(source.graph, quantization_points(source.graph, results=True), source.data)
+    ranges = {name: choose_range(one, "min-max") for name, one in seen.items()}
+    return to_bytes(apply_precisions(source.graph, plan, ranges, results=True))
+
+
+def offered(source: Case, precision: Precision) -> dict[str, Precision]:
+    kinds = tflite.quantized_op_types[precision]
+    weighted = precision in (W8, W4)
+    layers = [one for one in source.graph.layers if one.op_type in kinds and (one.weights or not weighted)]
+    return {one.name: precision for one in layers}
+
+
+def rows_of(made: Artifact) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(made.path.with_name("operators.json").read_text())["operators"]
+    return rows
+
+
+def words(made: Artifact, source: Case) -> dict[str, set[str]]:
+    """Layer -> what the file says that it executes as."""
+    found: dict[str, set[str]] = {}
+    for node in tflite.executed_nodes(rows_of(made), source.graph):
+        if node.computes:
+            found.setdefault(node.layers[0], set()).add(node.precision)
+    return found
+
+
+def expected(source: Case, plan: Mapping[str, Precision]) -> dict[str, set[str]]:
+    return {name: {plan.get(name, FP32).value} for name in source.names}
+
+
+def runner_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tflite_runner", RUNNER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    kept = sys.dont_write_bytecode
+    spec.loader.exec_module(module)
+    sys.dont_write_bytecode = kept
+    return module
+
+
+def misnamed() -> Case:
+    """Nodes and tensors named to be taken for others: numbers, other nodes' names, what the converter appends."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "n3_conv_filter": rng.normal(size=(8, 3, 3, 3)),
+        "n0_conv_filter": rng.normal(size=(8, 1, 3, 3)),
+        "o1;0": rng.normal(size=(8, 8, 1, 1)),
+        "input_0": rng.normal(size=(8, 4)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["o0;0", "n3_conv_filter"], ["n2_out0"], "n1", pads=[1, 1, 1, 1]),
+        helper.make_node("Relu", ["n2_out0"], ["n0_out0"], "/n0_out0"),
+        helper.make_node("Conv", ["n0_out0", "n0_conv_filter"], ["n1_out0"], "n0", pads=[1, 1, 1, 1], group=8),
+        helper.make_node("Conv", ["n1_out0", "o1;0"], ["n4_out0"], "n0_conv"),
+        helper.make_node("Add", ["n0_out0", "n4_out0"], ["serving_default:0"], "n2"),
+        helper.make_node("GlobalAveragePool", ["serving_default:0"], ["pooled"], "Conv_output_nhwc"),
+        helper.make_node("Flatten", ["pooled"], ["flat"], "n3"),
+        helper.make_node("MatMul", ["flat", "input_0"], ["n9_out0"], "n5_fc_weights"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "misnamed",
+        [helper.make_tensor_value_info("o0;0", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("n9_out0", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    return case_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+
+
+@pytest.mark.parametrize("name", ["inverted_residual", "conv_net", "transformer"])
+class TestTakeApart:
+    def test_weights_are_the_floats_that_their_codes_stand_for(self, name: str) -> None:
+        source = case(name)
+        content = hub(source, offered(source, W8))
+        parts = tflite.take_apart(content)
+        sample = source.data.sample(0)
+        assert sqnr_db(run(to_bytes(parts.model), sample), run(content, sample)) > 100
+        assert not {node.op_type for node in parts.model.graph} & {"QuantizeLinear", "DequantizeLinear"}
+        assert parts.nodes == offered(source, W8)
+
+    def test_nothing_of_the_float_graph_is_lost_or_doubled(self, name: str) -> None:
+        source = case(name)
+        parts = tflite.take_apart(hub(source, offered(source, INT8)))
+        kinds = sorted(node.op_type for node in parts.model.graph)
+        assert kinds == sorted(node.op_type for node in source.graph.model.graph)
+        assert {node.name for node in parts.model.graph} >= set(source.names)
+        assert [one.name for one in parts.model.graph.outputs] == [one.name for one in source.graph.outputs]
+        for low, high in parts.ranges.values():
+            assert low <= 0 <= high
+
+
+class TestRunnerRefuses:
+    """What a runtime is known to compute wrongly, it is not asked to."""
+
+    @pytest.mark.parametrize(
+        ("row", "package", "version", "refused"),
+        [
+            ({"op": "BATCH_MATMUL", "precision": "int8"}, "ai-edge-litert", "2.1.2", True),
+            ({"op": "BATCH_MATMUL", "precision": "int8"}, "ai-edge-litert", "2.3.0", False),
+            ({"op": "BATCH_MATMUL", "precision": "fp32"}, "ai-edge-litert", "2.1.2", False),
+            ({"op": "BATCH_MATMUL", "precision": "int8"}, "tflite-runtime", "2.14.0", True),
+            ({"op": "DEPTHWISE_CONV_2D", "precision": "int8 by ranges at run time"}, "tflite-runtime", "2.14.0", True),
+            ({"op": "DEPTHWISE_CONV_2D", "precision": "int8"}, "tflite-runtime", "2.14.0", False),
+            ({"op": "CONV_2D", "precision": "w4"}, "tflite-runtime", "2.14.0", True),
+            ({"op": "CONV_2D", "precision": "w4"}, "ai-edge-litert", "2.3.0", False),
+        ],
+    )
+    def test_known_cases(self, row: dict[str, str], package: str, version: str, refused: bool) -> None:
+        assert (runner_module().refusal([row], package, version) is not None) is refused
+
+
+def test_compressed_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="compressed"):
+        tflite.compress(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def converter() -> None:
+    """The toolchain in the cache of whoever runs the tests, made where it is not there."""
+    toolchains.ensure("tflite")
+
+
+@pytest.fixture(scope="module")
+def mixed(converter: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Case, dict[str, Precision], Artifact]:
+    """A small MobileNet whose layers take turns in fp32, int8 and w8."""
+    source = case("inverted_residual")
+    plan = {name: (FP32, INT8, W8)[place % 3] for place, name in enumerate(source.names)}
+    return source, plan, tflite.convert(hub(source, plan), tmp_path_factory.mktemp("mixed"), FP32)
+
+
+@pytest.mark.slow
+class TestConvert:
+    @pytest.mark.parametrize(
+        "name",
+        ["conv_net", "inverted_residual", "grouped_conv", "conv_transpose", "squeeze_excite", "transformer", "lstm"],
+    )
+    def test_int8_conforms_and_computes_what_its_pairs_say(self, name: str, converter: None, tmp_path: Path) -> None:
+        source = case(name)
+        plan = offered(source, INT8)
+        made = tflite.convert(hub(source, plan), tmp_path, FP32)  # refuses what computes otherwise
+        assert words(made, source) == expected(source, plan)
+        sample = source.data.sample(0)
+        names = [one.name for one in source.graph.outputs]
+        assert sqnr_db(tflite.session(made, 1, names)(sample), run(hub(source, plan), sample)) > 20
+
+    def test_an_int8_region_is_left_once(self, converter: None, tmp_path: Path) -> None:
+        """The residual sum and the padding between int8 convolutions stay in 8 bits."""
+        source = case("inverted_residual")
+        rows = rows_of(tflite.convert(hub(source, offered(source, INT8)), tmp_path, FP32))
+        by_op = {op: [row["precision"] for row in rows if row["op"] == op] for op in ("ADD", "PAD", "TRANSPOSE")}
+        assert by_op == {"ADD": ["int8", "fp32"], "PAD": ["int8"], "TRANSPOSE": ["int8"]}  # no layer reads the last sum
+        ends = [row["op"] for row in rows if row["op"] in ("QUANTIZE", "DEQUANTIZE")]
+        assert ends == ["QUANTIZE", "DEQUANTIZE", "DEQUANTIZE"]
+
+    def test_each_layer_gets_its_own_precision(self, mixed: tuple[Case, dict[str, Precision], Artifact]) -> None:
+        source, plan, made = mixed
+        assert words(made, source) == expected(source, plan)
+
+    def test_names_do_not_mislead(self, converter: None, tmp_path: Path) -> None:
+        source = misnamed()
+        for turn in (0, 1):
+            plan = {name: INT8 for place, name in enumerate(source.names) if place % 2 == turn}
+            made = tflite.convert(hub(source, plan), tmp_path / str(turn), FP32)
+            assert words(made, source) == expected(source, plan)
+            run_it = tflite.session(made, 1, ["n9_out0"])
+            assert sqnr_db(run_it(source.data.sample(0)), run(hub(source, plan), source.data.sample(0))) > 20
+
+    def test_a_constant_matrix_has_a_scale_for_each_channel(self, converter: None, tmp_path: Path) -> None:
+        """One for each channel ruins an int8 BATCH_MATMUL in silence; as FULLY_CONNECTED it does not."""
+        source = case("transformer")
+        plan = {layer.name: INT8 for layer in source.graph.layers if layer.op_type == "MatMul" and layer.weights}
+        rows = rows_of(tflite.convert(hub(source, plan), tmp_path, FP32))
+        found = [row for row in rows if row["layer"] in plan]
+        assert {row["op"] for row in found} == {"FULLY_CONNECTED"}
+        assert all(row["scales"] > 1 for row in found)
+        assert all(row["scales"] <= 1 for row in rows if row["op"] == "BATCH_MATMUL")
+
+    def test_no_program_from_path_is_needed(
+        self, converter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """onnx2tf calls ``onnxsim`` from PATH, and goes on with another graph where it is not there."""
+        source = case("conv_net")
+        content = hub(source, {})
+        first = tflite.convert(content, tmp_path / "first", FP32)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        second = tflite.convert(content, tmp_path / "second", FP32)
+        assert first.path.read_bytes() == second.path.read_bytes()
+        assert {row["precision"] for row in rows_of(second)} == {"fp32"}
+
+    def test_what_the_planner_does_not_offer_converts_too(self, converter: None, tmp_path: Path) -> None:
+        """16-bit activations, 4-bit and 16-bit weights: by the converter's own document."""
+        source = case("conv_net")
+        ranges = tflite.take_apart(hub(source, offered(source, INT8)))
+        nodes = tflite._nodes(ranges, FP32)
+        layers = [layer.name for layer in source.graph.layers if layer.op_type == "Conv"][:3]
+        plan = dict(zip(layers, (INT16X8, W4, FP16), strict=True))
+        onnx.save(onnx.load_model_from_string(to_bytes(source.graph.model)), tmp_path / "model.onnx")
+        job = {
+            "action": "convert",
+            "onnx": str(tmp_path / "model.onnx"),
+            "tflite": str(tmp_path / "model.tflite"),
+            "base": "fp32",
+            "nodes": {name: nodes[name] | {"precision": precision.value} for name, precision in plan.items()},
+        }
+        rows = toolchains.run("tflite", job, 300)["operators"]
+        assert {row["layer"]: row["precision"] for row in rows if row["layer"] in plan} == {
+            name: precision.value for name, precision in plan.items()
+        }
+
+    def test_fp16_stores_half_the_bytes(self, converter: None, tmp_path: Path) -> None:
+        source = case("inverted_residual")
+        whole = tflite.convert(hub(source, {}), tmp_path / "fp32", FP32)
+        half = tflite.convert(hub(source, {}), tmp_path / "fp16", FP16)
+        assert words(half, source) == {name: {"fp16"} for name in source.names}
+        assert half.weight_bytes < 0.65 * whole.weight_bytes
+
+
+@pytest.mark.slow
+class TestGuards:
+    def test_a_file_that_computes_something_else_is_refused(
+        self, mixed: tuple[Case, dict[str, Precision], Artifact]
+    ) -> None:
+        source, plan, made = mixed
+        wrong = onnx.load_model_from_string(hub(source, plan))
+        for tensor in wrong.graph.initializer:
+            if tensor.name.endswith("/scale") and len(tensor.dims) == 1:  # of weights
+                array = numpy_helper.to_array(tensor)
+                tensor.CopyFrom(numpy_helper.from_array(np.flip(array).copy() * np.float32(-1.7), tensor.name))
+        content = wrong.SerializeToString()
+        parts = tflite.take_apart(content)
+        with pytest.raises(InputError, match="computes otherwise than the plan says"):
+            tflite._require_numerics(made, content, to_bytes(parts.model), parts)
+
+    def test_a_runtime_without_its_fast_kernels_is_refused(
+        self, mixed: tuple[Case, dict[str, Precision], Artifact]
+    ) -> None:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        made = mixed[2]
+        slow = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+        interpreter = Interpreter(str(made.path), experimental_op_resolver_type=slow)
+        interpreter.allocate_tensors()
+        with pytest.raises(DeviceError, match="without XNNPACK"):
+            tflite._require_delegate(interpreter, made)
+
+    def test_what_does_not_run_is_refused(self, converter: None, tmp_path: Path) -> None:
+        source = case("gru")
+        with pytest.raises(InputError, match="the converted model does not run"):
+            tflite.convert(hub(source, {}), tmp_path, FP32)
+        assert not (tmp_path / "model.tflite").exists()
+
+    def test_control_flow_is_refused_by_name(self, converter: None, tmp_path: Path) -> None:
+        branch = helper.make_graph(
+            [helper.make_node("Relu", ["x"], ["r"])], "b", [], [helper.make_empty_tensor_value_info("r")]
+        )
+        node = helper.make_node("If", ["c"], ["y"], "choice", then_branch=branch, else_branch=branch)
+        graph = helper.make_graph(
+            [node],
+            "g",
+            [
+                helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4]),
+                helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+            ],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        with pytest.raises(InputError, match="If choice: control flow"):
+            tflite.convert(model.SerializeToString(), tmp_path, FP32)
+
+
+@pytest.mark.slow
+class TestRunner:
+    def test_race_and_profile(self, mixed: tuple[Case, dict[str, Precision], Artifact]) -> None:
+        source, _, made = mixed
+        device = Device(tflite, lambda job, timeout_s: local.run_job(RUNNER, job, timeout_s), 1)
+        info, _ = device.probe()
+        assert info.runtime.startswith("ai-edge-litert ")
+        raced = device.race({"one": made, "again": made}, 0.4, footprint=True)
+        assert raced["again"].latency_ms.p50 > 0
+        document = device.run_job(
+            {"action": "profile", "models": device._models({"m": made}), "threads": 1, "seconds": 0.01, "compiles": 1},
+            120,
+        )
+        (row,) = document["results"]
+        assert sum(node["latency_ms"] for node in row["nodes"]) == pytest.approx(row["whole_ms"])
+        nodes = tflite.executed_nodes(row["nodes"], source.graph)
+        assert {name for node in nodes if node.computes and node.latency_ms > 0 for name in node.layers} == set(
+            source.names
+        )
+
+
+@pytest.mark.parametrize("name", ["conv_net", "inverted_residual", "squeeze_excite"])
+def test_results_of_int8_layers_are_quantized_whoever_reads_them(name: str) -> None:
+    """At most 256 values, the model's own outputs included; a float layer's stay what they are."""
+    source = case(name)
+    sample = source.data.sample(0)
+    whole = onnx.load_model_from_string(hub(source, offered(source, INT8)))
+    made = {value for node in whole.graph.node if node.op_type == "DequantizeLinear" for value in node.output}
+    for output in whole.graph.output:
+        layer = next((one for one in source.graph.layers if one.output == output.name), None)
+        if layer is not None:
+            assert output.name in made
+            assert len(np.unique(run(whole.SerializeToString(), sample)[output.name])) <= 256
+    one = source.names[0]
+    alone = run(hub(source, {one: INT8}), sample)
+    plain = run(to_bytes(apply_precisions(source.graph, {one: INT8}, source.ranges)), sample)
+    reference = run(to_bytes(source.graph.model), sample)
+    assert sqnr_db(alone, reference) < sqnr_db(plain, reference) + 3  # its result's noise is in it
+
+
+@pytest.mark.slow
+def test_a_model_in_fp16_is_another_artifact_than_in_fp32(
+    converter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both come from the same hub model: the cache must not take one for the other."""
+    cached = toolchains.toolchain("tflite").environment
+    fill(tmp_path)
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "toolchains").symlink_to(cached.parent)
+    job = prepare(tmp_path / "model.onnx", "host-tflite", data=tmp_path / "data.npz")
+    bench = Workbench(job)
+    whole, half = (bench.artifact({}, base) for base in (FP32, FP16))
+    assert {row["precision"] for row in rows_of(half) if row["layer"]} == {"fp16"}
+    assert half.weight_bytes < whole.weight_bytes

@@ -1,0 +1,102 @@
+"""Boards that nobody has at hand: what is said of them comes from their profiles, and never reads as measured."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import onnx
+import pytest
+
+from edgekit import catalog
+from edgekit.cost.table import total_ms
+from edgekit.forecast import device_info, forecast_costs, forecast_floats
+from edgekit.graph import Graph, load
+from edgekit.types import Precision
+from tests import zoo
+from tests.command import Desk
+
+FP32, INT8 = Precision.FP32, Precision.INT8
+BOARD = ("--target", "intel-n100")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> Graph:
+    """As much arithmetic as the networks that the Raspberry Pi 4's costs were fitted on."""
+    net = zoo.Net()
+    value = net.input("x", (1, 3, 224, 224))
+    for cin, cout in ((3, 32), (32, 64), (64, 128), (128, 256)):
+        value = net.op("Relu", net.conv(value, cin, cout, 3 if cin == 3 else 1, stride=2))
+    path = tmp_path_factory.mktemp("forecast") / "model.onnx"
+    onnx.save(net.model([value]), path)
+    return load(path)
+
+
+def test_costs_of_a_measured_board_have_an_interval_and_int8(graph: Graph) -> None:
+    target = replace(catalog.target("host-tflite"), device_profile="raspberry-pi-4", transport="ssh")
+    profile = catalog.device_profile("raspberry-pi-4")
+    table = forecast_costs(graph, target, profile, 4, FP32, weight_only=True).table
+    assert not table.unknown
+    for layer in graph.layers:
+        row = table.latency_ms[layer.name]
+        assert set(row) >= {FP32, INT8, Precision.W8}
+        assert row[Precision.W8] == row[FP32], "weights are unpacked when they are loaded"
+    figure = table.figure(total_ms(table, graph.edges, dict.fromkeys(table.latency_ms, FP32)))
+    assert figure.low is not None
+    assert figure.high is not None
+    assert 0 < figure.low < (figure.value or 0) < figure.high
+    assert device_info(target, profile, 4).machine == "raspberry-pi-4"
+
+
+def test_a_board_like_none_that_was_measured_compares_options_and_says_no_latency(graph: Graph) -> None:
+    target, profile = catalog.target("intel-n100"), catalog.device_profile("intel-n100")
+    table = forecast_costs(graph, target, profile, 4, FP32, weight_only=False).table
+    assert "nothing like intel-n100 was measured" in table.unknown
+    assert table.figure(1.0).value is None
+    for row in table.latency_ms.values():
+        assert row[INT8] < row[FP32], "by what the processor was built for"
+    ratios, _ = forecast_floats(graph, target, profile, 4)
+    assert ratios == {FP32: 1.0}
+
+
+def test_no_latency_is_promised_where_none_is_known(desk: Desk) -> None:
+    done = desk.run("plan", "model.onnx", *BOARD, "--data", "data.npz", "--latency", "5ms")
+    assert done.code == 2
+    assert "--latency cannot be promised: nothing like intel-n100 was measured with openvino" in done.err
+    assert "--host" in done.err
+
+
+@pytest.mark.slow
+def test_a_deployment_without_the_board_measures_nothing_on_it(desk: Desk) -> None:
+    done = desk.succeed("deploy", "model.onnx", *BOARD, "--data", "data.npz", "--json")
+    document = done.document
+    for candidate in document["candidates"]:
+        assert candidate["kind"] == "none"
+        assert candidate["latency_ms"]["p50"] is None
+        assert candidate["latency_ms"]["n"] == 0
+        assert candidate["speedup"]["value"] is None
+    assert document["plan"]["predicted"]["latency_ms"]["kind"] == "none"
+    assert document["conformance"]["matched"] == 0
+    assert "was not at hand" in document["conformance"]["unknown"]
+    assert document["prediction"] is None
+    assert any("nothing was measured on it" in line for line in document["warnings"])
+    page = (desk.folder / "bundle/report.html").read_text()
+    assert "Raced on" not in page
+    text = desk.succeed("report", "bundle").out
+    assert "measured on this device" not in text
+    assert "latencies none: nothing like intel-n100 was measured" in " ".join(text.split())
+    bench = desk.run("bench", "bundle")
+    assert bench.code == 2
+    assert "--host" in bench.err
+
+
+def test_what_is_predicted_names_its_evidence(desk: Desk) -> None:
+    model = zoo.conv_net(size=224)
+    onnx.save(model, desk.folder / "large.onnx")
+    found = desk.succeed("predict", "large.onnx", *BOARD, "--precision", "int8", "--json").document
+    figure = found["latency_ms"]
+    assert figure["kind"] in ("predicted", "none")
+    if figure["kind"] == "predicted":
+        assert figure["low"] < figure["value"] < figure["high"]
+    assert "intel-n100" in found["profile"]["evidence"] or "outside" in found["profile"]["evidence"]
+    assert all(math.isfinite(row["latency_ms"]) for row in found["layers"] if row["latency_ms"] is not None)

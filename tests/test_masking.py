@@ -1,0 +1,228 @@
+"""What zeros among the weights offer to a plan, and how they are stored."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edgekit import bundle, catalog, differences
+from edgekit.compress.parameters import weight_array
+from edgekit.deflate import deflate
+from edgekit.entries import DeviceProfile
+from edgekit.errors import InfeasibleError
+from edgekit.formulate import Planning, formulate, limits_of, weight_bytes
+from edgekit.graph import Graph
+from edgekit.masker import layer_bytes, masked_bytes
+from edgekit.masking import MaskTables
+from edgekit.planner import evaluate, solve
+from edgekit.types import Budget, Mask, Precision
+from tests.quantized import case
+from tests.test_bundle import pack, refused, sign, source  # noqa: F401
+from tests.test_formulate import BITS, planted
+
+INT8, W8 = Precision.INT8, Precision.W8
+SHARES = {Mask.NONE: 0.9, Mask.HALF: 0.57, Mask.THREE_QUARTERS: 0.35}
+
+sys.path.append(str(catalog.data_root() / "targets" / "runners"))
+from expand import expanded  # type: ignore[import-not-found]  # noqa: E402
+
+
+def plain_bytes(graph: Graph, precision: Precision) -> int:
+    return sum(weight_bytes(layer.weight_elements, layer.bias_elements, precision) for layer in graph.layers)
+
+
+def tables_of(plain: Planning, other_bytes: int = 7) -> MaskTables:
+    """All layers with weights may be masked in int8; a mask adds to the loss, and takes the bytes of its share."""
+    stored: dict[str, Any] = {}
+    losses: dict[str, Any] = {}
+    for place, layer in enumerate(plain.graph.layers, 1):
+        sizes = {p: weight_bytes(layer.weight_elements, layer.bias_elements, p) for p in plain.losses[layer.name]}
+        stored[layer.name] = {(p, Mask.NONE): round(0.9 * size) for p, size in sizes.items()}
+        if layer.weights:
+            for mask in (Mask.HALF, Mask.THREE_QUARTERS):
+                stored[layer.name][INT8, mask] = round(SHARES[mask] * sizes[INT8])
+                losses.setdefault(layer.name, {})[INT8, mask] = 1e-2 * place / SHARES[mask]
+    return MaskTables(losses, stored, other_bytes)
+
+
+def masked(name: str = "conv_net", **changes: Any) -> Planning:
+    plain = planted(case(name).graph)
+    return formulate(plain.graph, plain.table, plain.losses, BITS, masks=replace(tables_of(plain), **changes))
+
+
+def test_options_without_a_mask_come_first_and_all_are_counted() -> None:
+    planning = masked()
+    for layer in planning.problem.layers:
+        masks = [option.mask for option in layer.options]
+        assert masks == sorted(masks, key=lambda mask: mask is not Mask.NONE)
+        for option in layer.options:
+            assert planning.masks is not None
+            stored = planning.masks.stored_bytes[layer.name][option.precision, option.mask]
+            assert option.weight_bytes == stored + 7
+            assert option.loss == planning.loss(layer.name, option.precision, option.mask)
+    dense = planted(case("conv_net").graph).problem.layers
+    for layer, plain in zip(planning.problem.layers, dense, strict=True):
+        memory = {option.precision: option.memory_bytes for option in plain.options}
+        assert all(option.memory_bytes == memory[option.precision] for option in layer.options), "expanded in memory"
+
+
+@pytest.mark.parametrize("name", ["conv_net", "transformer", "lstm"])
+def test_as_few_zeros_as_the_size_budget_asks_for(name: str) -> None:
+    planning = masked(name)
+    least = limits_of(Budget(weight_bytes=1))
+    with pytest.raises(InfeasibleError) as error:
+        solve(planning.problem, least)
+    smallest = int(error.value.nearest["weight_bytes"])
+    dense = evaluate(planning.problem, tuple(1 for _ in planning.problem.layers)).weight_bytes
+    losses = []
+    for size in np.linspace(smallest, dense, 4):
+        solution = solve(planning.problem, limits_of(Budget(weight_bytes=int(size))), objective="loss")
+        plan = planning.plan(solution)
+        assert plan.compressed
+        assert plan.predicted.weight_bytes <= size
+        layers = {layer.name: layer for layer in planning.graph.layers}
+        assert plan.predicted.weight_bytes == sum(
+            planning.weight_bytes(layers[c.name], c.precision, c.mask, compressed=True) for c in plan.layers
+        )
+        losses.append(plan.predicted.loss)
+    assert losses == sorted(losses, reverse=True)
+    assert not plan.masks(), "a budget that holds without masks takes none"
+
+
+def test_two_of_four_saves_time_and_nothing_else() -> None:
+    plain = planted(case("conv_net").graph)
+    layers = [layer.name for layer in plain.graph.layers if layer.weights]
+    tables = MaskTables({name: {(INT8, Mask.TWO_OF_FOUR): 0.0} for name in layers}, sparse_speedup=1.6)
+    planning = formulate(plain.graph, plain.table, plain.losses, BITS, masks=tables)
+    for layer in planning.problem.layers:
+        options = {(option.precision, option.mask): option for option in layer.options}
+        dense = options[INT8, Mask.NONE]
+        sparse = options.get((INT8, Mask.TWO_OF_FOUR), dense)
+        if layer.name in layers:
+            assert sparse.latency_ms == pytest.approx(dense.latency_ms / 1.6)
+        assert (sparse.weight_bytes, sparse.memory_bytes) == (dense.weight_bytes, dense.memory_bytes)
+    plan = planning.plan(solve(planning.problem, limits_of(Budget())))
+    assert not plan.compressed
+    assert set(plan.masks().values()) == {Mask.TWO_OF_FOUR}
+    table = tables.at(plain.table, plan.masks())
+    for name, mask in plan.masks().items():
+        assert mask is Mask.TWO_OF_FOUR
+        assert table.latency_ms[name][INT8] == pytest.approx(plain.table.latency_ms[name][INT8] / 1.6)
+
+
+def test_forbidden_precisions_take_their_masks_along() -> None:
+    plain = planted(case("conv_net").graph)
+    name = plain.graph.layers[0].name
+    forbidden = frozenset({(name, INT8)})
+    planning = formulate(plain.graph, plain.table, plain.losses, BITS, forbidden, masks=tables_of(plain))
+    assert all(option.precision is not INT8 for option in planning.problem.layers[0].options)
+
+
+def test_masks_are_part_of_the_digest_and_no_masks_are_not() -> None:
+    planning = masked()
+    dense = planning.plan(solve(planning.problem, limits_of(Budget())))
+    plain = replace(dense, compressed=False)
+    first, *others = plain.layers
+    half = replace(plain, layers=(replace(first, mask=Mask.HALF), *others))
+    more = replace(plain, layers=(replace(first, mask=Mask.THREE_QUARTERS), *others))
+    assert len({plan.digest for plan in (plain, dense, half, more, replace(half, compressed=True))}) == 5
+    before = planted(case("conv_net").graph)
+    assert before.plan(solve(before.problem, limits_of(Budget()))).digest == plain.digest
+    found = differences._layers(plain, half)
+    assert [(row.a and row.a.mask, row.b and row.b.mask) for row in found] == [(Mask.NONE, Mask.HALF)]
+
+
+def test_what_a_layer_stores_shrinks_with_its_zeros() -> None:
+    graph = case("transformer").graph
+    names = [layer.name for layer in graph.layers if layer.weights]
+    precisions = dict.fromkeys((layer.name for layer in graph.layers), INT8)
+    sizes = [
+        masked_bytes(graph, precisions, dict.fromkeys(names, mask) if mask is not Mask.NONE else {}) for mask in SHARES
+    ]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < 0.7 * sizes[0]
+    for layer in graph.layers:
+        assert layer_bytes(graph, layer, INT8) <= layer_bytes(graph, layer, Precision.FP32)
+        if not layer.weights:
+            assert layer_bytes(graph, layer, INT8) == 0
+
+
+@given(st.binary(max_size=5000))
+def test_what_is_stored_comes_back(content: bytes) -> None:
+    assert gzip.decompress(deflate(content)) == content
+    assert deflate(content) == deflate(content)
+
+
+def test_weights_take_little_more_than_their_entropy() -> None:
+    values = np.random.default_rng(0).standard_normal(100_000) * 30
+    values[np.random.default_rng(1).permutation(values.size)[: values.size // 2]] = 0
+    codes = values.astype(np.int8)
+    _, counts = np.unique(codes, return_counts=True)
+    shares = counts / codes.size
+    entropy_bytes = -float((shares * np.log2(shares)).sum()) * codes.size / 8
+    assert entropy_bytes < len(deflate(codes.tobytes())) < 1.03 * entropy_bytes
+
+
+class TestBundle:
+    @pytest.fixture
+    def packed(self, source: Path, tmp_path: Path) -> Path:  # noqa: F811
+        stored = tmp_path / "model.bin.gz"
+        stored.write_bytes(deflate((source / "model.bin").read_bytes()))
+        files = {"model.xml": source / "model.xml", "model.bin": source / "model.bin"}
+        return pack(source, tmp_path / "out", artifact_files=files, compressed={"model.bin": stored})
+
+    def test_the_compressed_file_ships_in_place_of_the_other(self, packed: Path, source: Path) -> None:  # noqa: F811
+        bundle.verify(packed)
+        content = (source / "model.bin").read_bytes()
+        artifact = bundle.read_manifest(packed)["artifact"]
+        entry = {"from": "model.bin.gz", "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        assert artifact["expanded"] == {"model.bin": entry}
+        assert not (packed / "model.bin").exists()
+        assert expanded(str(packed), artifact, "model.bin") == content
+        assert expanded(str(packed), artifact, "model.xml") is None
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"size": 7}, {"size": 1 << 40}, {"sha256": "0" * 64}, {"from": "model.xml"}, {"from": "../model.bin.gz"}],
+    )
+    def test_what_expands_to_something_else_is_refused(self, packed: Path, changes: dict[str, Any]) -> None:
+        artifact = bundle.read_manifest(packed)["artifact"]
+        artifact["expanded"]["model.bin"] |= changes
+        with pytest.raises(ValueError, match=r"expand|outside"):
+            expanded(str(packed), artifact, "model.bin")
+
+    @pytest.mark.parametrize("entry", [None, {"from": "../x"}, {"from": ["x"]}, {"size": -1}, {"sha256": "x"}, {}])
+    def test_a_manifest_that_names_no_file_of_the_bundle(self, packed: Path, entry: Any) -> None:
+        manifest = bundle.read_manifest(packed)
+        known = manifest["artifact"]["expanded"]["model.bin"]
+        manifest["artifact"]["expanded"] = {"model.bin": {**known, **entry}} if entry else [entry]
+        sign(packed, manifest)
+        refused(packed, "manifest.json")
+
+
+def test_the_host_stores_weights_compressed_and_gains_no_time() -> None:
+    host = catalog.target("host")
+    assert host.sparsity == ("unstructured",)
+    assert catalog.device_profile(host.device_profile).sparse_speedup == 1
+    with pytest.raises(ValueError, match="sparsity"):
+        replace(host, backend="tflite", sparsity=("unstructured",))
+    with pytest.raises(ValueError, match="sparse_speedup"):
+        DeviceProfile("board", "", "", sparse_speedup=0.5)
+
+
+def test_weights_of_the_graph_are_not_touched() -> None:
+    graph = case("conv_net").graph
+    before = {layer.name: weight_array(graph.model, layer.weights[0]).copy() for layer in graph.layers if layer.weights}
+    masked_bytes(graph, dict.fromkeys((x.name for x in graph.layers), W8), dict.fromkeys(before, Mask.HALF))
+    for layer in graph.layers:
+        if layer.name in before:
+            np.testing.assert_array_equal(weight_array(graph.model, layer.weights[0]), before[layer.name])
