@@ -334,8 +334,10 @@ def bench_hosts(
 
 
 def verify(bundle: str | Path, overlays: Sequence[str | Path] = ()) -> bundles.VerifyReport:
-    """Recompute every digest of a bundle and run its test vectors. Raises `VerifyError`, naming the file."""
-    return bundles.verify(Path(bundle), lambda path: _run_bundle(path, 0.0, overlays))
+    """Recompute every digest of a bundle and run its test vectors on this machine, which is where they were made,
+    whatever board the bundle is for. Raises `VerifyError`, naming the file.
+    """
+    return bundles.verify(Path(bundle), lambda path: _run_bundle(path, 0.0, overlays, here=True))
 
 
 def report(bundle: str | Path) -> DeployResult:
@@ -350,11 +352,14 @@ def _run_bundle(
     host: str | None = None,
     lab: str | Path | None = None,
     progress: Progress | None = None,
+    here: bool = False,
 ) -> dict[str, Any]:
-    """Run the bundle with our own copy of the runner: a bundle's programs are not trusted. Raises `VerifyError` where
-    its test vectors do not come out as expected.
+    """Run the bundle with our own copy of the runner: a bundle's programs are not trusted. With ``here`` on this
+    machine, whatever its target is. Raises `VerifyError` where its test vectors do not come out as expected.
     """
     target = catalog.target(bundles.read(path).target, overlays)
+    if here:
+        target = replace(target, transport="local")
     from edgekit.job import open_device
 
     device = open_device(target, None, host, lab, progress)

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,32 @@ import typer.core
 
 from edgekit import __version__
 from edgekit.errors import DeviceError, EdgekitError, InfeasibleError, InputError
+from edgekit.flags import (
+    Bundle,
+    Data,
+    Eval,
+    Host,
+    Json,
+    Lab,
+    Latency,
+    MaxDrop,
+    Memory,
+    Metric,
+    Model,
+    NoPrune,
+    Overlay,
+    Recipe,
+    Shape,
+    Size,
+    Synthetic,
+    Target,
+    Threads,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from edgekit.api import HostsBench
-    from edgekit.outcome import PlanResult
     from edgekit.progress import Progress
     from edgekit.types import Budget
 
@@ -84,76 +104,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Model = Annotated[Path, typer.Argument(help="The trained float model, an ONNX file.", metavar="MODEL")]
-Bundle = Annotated[Path, typer.Argument(help="The folder that deploy wrote.", metavar="BUNDLE")]
-Target = Annotated[str, typer.Option("--target", help="The board: see `edgekit targets`.", metavar="NAME")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout; all else goes to stderr.")]
-Overlay = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--overlay",
-        help="A folder with your own targets/, device_profiles/, calibration/ (may be repeated; also EDGEKIT_OVERLAY).",
-        metavar="DIR",
-    ),
-]
-Shape = Annotated[
-    list[str] | None,
-    typer.Option("--shape", help="Freeze a dynamic input, as in x=1x3x48x320 (may be repeated).", metavar="NAME=DIMS"),
-]
-Host = Annotated[
-    str | None,
-    typer.Option(
-        "--host",
-        help="The board to measure on, over ssh: user@address[:port], a Host of ~/.ssh/config, or a name of the lab "
-        "file. Your keys, agent, jump hosts and known_hosts are used as they are. Several: a,b,c.",
-        metavar="HOST",
-    ),
-]
-Lab = Annotated[
-    Path | None,
-    typer.Option(
-        "--lab", help="A TOML file of [[board]] blocks: name, host, target, python, work_dir (also EDGEKIT_LAB)."
-    ),
-]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Inference threads; default: the target's.")]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        "--data",
-        help="Samples: an .npz whose keys are the model's inputs (first axis = samples, `labels` optional) or a folder "
-        "that the recipe reads.",
-    ),
-]
-Eval = Annotated[
-    Path | None,
-    typer.Option("--eval", help="Samples to judge by; default: those of --data that calibration does not use."),
-]
-Recipe = Annotated[
-    str, typer.Option("--recipe", help="Samples to inputs: npz, image-classification, text-line, audio-16k.")
-]
-Metric = Annotated[
-    str | None,
-    typer.Option(
-        "--metric",
-        help="top-1, auc, ctc-exact, cer, cosine, sqnr, or your own as file.py:function. Default: the recipe's, or by "
-        "the labels.",
-    ),
-]
-Latency = Annotated[str | None, typer.Option("--latency", help="Latency budget of one inference, as in 10ms.")]
-Memory = Annotated[
-    str | None, typer.Option("--memory", help="Budget for loaded weights + peak activations, as in 64MB.")
-]
-Size = Annotated[str | None, typer.Option("--size", help="Budget for stored weights, as in 5MB.")]
-MaxDrop = Annotated[
-    str | None, typer.Option("--max-drop", help="Largest drop of the metric, absolute: 1% is one point (default).")
-]
-NoPrune = Annotated[
-    bool, typer.Option("--no-prune", help="Plan precisions alone: every layer keeps all of its channels.")
-]
-Synthetic = Annotated[
-    bool, typer.Option("--synthetic", help="Plan on random inputs, for latency work only: accuracy then means nothing.")
-]
 
 
 @dataclass(frozen=True)
@@ -258,7 +208,10 @@ def deploy(
         host=host,
         lab=lab,
     )
-    ran = None if host is None else _on_hosts(out, host, lab, overlay, terminal, seconds=1.0)
+    timed = host or ""
+    if result.vectors is not None and result.vectors.emulated:
+        timed = timed.partition(",")[2]  # the first one gave its results, and no time of it means anything
+    ran = _on_hosts(out, timed, lab, overlay, terminal, seconds=1.0) if timed else None
     if as_json:
         _print_json(results.to_json(result) | ({} if ran is None else {"hosts": results.unstructure(ran.hosts)}))
     else:
@@ -328,12 +281,12 @@ def plan(
             "write edgekit plan model.onnx --target host --data calib.npz, or edgekit plan --diff A B",
         )
     from edgekit import api, results
-    from edgekit.reporting import front, tables
+    from edgekit.reporting import files, front, tables
 
     budget = _budget(latency, memory, size, max_drop)
     shapes = _shapes(shape)
     front_files = () if pareto is None else front.files(pareto)
-    _require_writable(out, *front_files)
+    files.require_writable(out, *front_files)
     terminal = _terminal()
     found = api.plan(
         model,
@@ -353,8 +306,8 @@ def plan(
         lab=lab,
     )
     document = results.unstructure(found)
-    _write_front(found, front_files)
-    _write_file(out, document)
+    files.write_front(found, front_files)
+    files.write_document(out, document)
     if as_json:
         _print_json(document)
     else:
@@ -610,7 +563,7 @@ def _finish_hosts(ran: HostsBench, terminal: _Terminal, as_json: bool) -> None:
 
 @app.command()
 def verify(bundle: Bundle, overlay: Overlay = None, as_json: Json = False) -> None:
-    """Recompute every digest of a bundle and run its test vectors."""
+    """Recompute every digest of a bundle and run its test vectors on this machine."""
     from edgekit import api, results
 
     found = api.verify(bundle, overlay or ())
@@ -733,41 +686,6 @@ def _print_profile_difference(
         _print_json(results.unstructure(found))
     else:
         print_profile_difference(found, _terminal().out)
-
-
-def _require_writable(*paths: Path | None) -> None:
-    """Before the long work, not after it."""
-    from edgekit.replacing import require_writable
-
-    wanted: dict[Path, Path] = {}
-    for path in paths:
-        if path is None:
-            continue
-        require_writable(path)
-        if (first := wanted.setdefault(path.resolve(), path)) is not path:
-            raise InputError(f"--out and --pareto would both write {first}", "give one of them another name")
-
-
-def _write_file(path: Path | None, document: object) -> None:
-    if path is None:
-        return
-    from edgekit.replacing import write_text
-
-    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def _write_front(found: PlanResult, files: Sequence[Path]) -> None:
-    """The plans that were considered as a document and as a picture; both are made before one is written."""
-    if not files:
-        return
-    from edgekit.replacing import write_bytes
-    from edgekit.reporting import front
-
-    considered = front.front_of(found)
-    document_file, picture_file = files
-    image = front.picture(considered, picture_file.suffix)
-    _write_file(document_file, front.document(considered))
-    write_bytes(picture_file, image)
 
 
 def main() -> None:

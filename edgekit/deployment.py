@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgekit.outcome import assemble
 from edgekit.planning import Planned, make_plan, plan_again
 from edgekit.recipes.samples import preprocess_contract
 from edgekit.reporting import html
-from edgekit.results import DeployResult, Round
+from edgekit.results import DeployResult, Round, VectorsCheck
 from edgekit.scoring import Score, Scorer
 from edgekit.stages import Workbench
 from edgekit.types import Kind, Precision
@@ -89,9 +90,20 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
         blamed=blame(bench, scorer, planned, chosen),
         out=out,
     )
+    if job.device.place:
+        with job.progress.stage(f"check the outputs on {job.device.place}"):
+            result = replace(result, vectors=_check_there(job, chosen, result))
     with job.progress.stage("write the bundle"):
         _pack(job, chosen, result, out)
     return result
+
+
+def _check_there(job: Job, chosen: Contestant, result: DeployResult) -> VectorsCheck:
+    """What the board makes of the bundle's test vectors, before the bundle is at its place. Raises `GuardError`."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        draft = Path(folder) / "bundle"
+        _pack(job, chosen, result, draft)
+        return job.device.check_bundle(draft)
 
 
 def _forecast(bench: Workbench, planned: Planned, contestants: Sequence[Contestant]) -> dict[str, Raced]:

@@ -18,8 +18,14 @@ from edgekit.planning import Planned
 from edgekit.scoring import Score
 from edgekit.search import within
 from edgekit.stages import Workbench
-from edgekit.types import Budget, Conformance, Figure, Mask, Mismatch, Precision
+from edgekit.types import Budget, Conformance, Figure, Kind, Mask, Mismatch, Precision
 
+# What the first of the candidates is called, and one that is level with it: nothing that was not raced is fast.
+_WORDS = {
+    Kind.MEASURED: ("fastest", "as fast as"),
+    Kind.PREDICTED: ("predicted fastest", "predicted as fast as"),
+    Kind.NONE: ("least arithmetic", "level with"),
+}
 # Medians of one race that are closer than this do not rank two candidates.
 _RESOLVED = 0.01
 
@@ -57,26 +63,32 @@ def choose(contestants: Sequence[Contestant], raced: Mapping[str, Raced], budget
             "raise --max-drop, --size or --memory",
             {"weight_bytes": min(c.artifact.weight_bytes for c in contestants)},
         )
+    kind = raced[keeping[0].name].kind
     best = min(raced[c.name].ratio for c in keeping)
     level = [c for c in keeping if raced[c.name].ratio <= best * (1 + _RESOLVED)]
     if budget.latency_ms is not None:
         latency_ms = min(raced[c.name].latency_ms.p50 for c in level)
         level = [c for c in level if raced[c.name].latency_ms.p50 <= budget.latency_ms]
         if not level:
+            takes = f"takes {latency_ms:.3g} ms on this device"
+            if kind is not Kind.MEASURED:
+                takes = f"is predicted to take {latency_ms:.3g} ms"
             raise InfeasibleError(
-                f"the fastest candidate that keeps the metric takes {latency_ms:.3g} ms on this device; the latency "
-                f"budget is {budget.latency_ms:g} ms",
+                f"the fastest candidate that keeps the metric {takes}; the latency budget is {budget.latency_ms:g} ms",
                 f"raise --latency to {latency_ms * 1.05:.3g}ms or --max-drop, or use a faster device",
                 {"latency_ms": latency_ms},
             )
     chosen = max(level, key=lambda c: c.score.sqnr_db)
     refused = [c.name for c in contestants if c not in keeping]
-    reason = f"fastest of {len(contestants)} candidates" if not refused else "fastest that keeps the budget"
+    first, as_fast = _WORDS[kind]
+    reason = f"{first} of {len(contestants)} candidates" if not refused else f"{first} that keeps the budget"
     if refused:
         reason += f" ({', '.join(refused)} {'does' if len(refused) == 1 else 'do'} not)"
+    if kind is Kind.NONE:
+        reason += " (no latency is known)"
     if len(level) > 1:
         equals = ", ".join(c.name for c in level if c is not chosen)
-        reason += f"; as fast as {equals} and more faithful"
+        reason += f"; {as_fast} {equals} and more faithful"
     return chosen, reason
 
 

@@ -86,7 +86,8 @@ def open_device(
         run = SshTransport(boards[0], (target.runtime or target.backend, "numpy"), progress or Silent()).run_job
     elif target.transport != "local":
         return Device(adapter, None, threads)
-    return Device(adapter, lambda job, timeout_s: run(runner, job, timeout_s), threads)
+    place = boards[0].host if boards else ""
+    return Device(adapter, lambda job, timeout_s: run(runner, job, timeout_s), threads, place)
 
 
 def open_data(

@@ -83,7 +83,7 @@ def plan_result(bench: Workbench, planned: Planned) -> PlanResult:
         plan=planned.plan,
         metric=planned.float_score.metric,
         drop=planned.tried[0].drop,
-        layers=_layer_details(planned, planned.plan, graph),
+        layers=_layer_details(job, planned, planned.plan, graph),
         options_dropped=planned.dropped,
         pareto=_considered(planned),
         warnings=_warnings(job),
@@ -125,7 +125,7 @@ def assemble(
         recipe=_recipe_info(job),
         budget=job.budget,
         plan=shipped,
-        layers=_layer_details(planned, shipped, bench.graph_of(chosen.kept)),
+        layers=_layer_details(job, planned, shipped, bench.graph_of(chosen.kept)),
         options_dropped=planned.dropped,
         candidates=tuple(_candidate(c, raced[c.name]) for c in contestants),
         chosen=chosen.name,
@@ -222,12 +222,13 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
     return replace(plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted)
 
 
-def _layer_details(planned: Planned, plan: Plan, graph: Graph) -> tuple[LayerDetail, ...]:
+def _layer_details(job: Job, planned: Planned, plan: Plan, graph: Graph) -> tuple[LayerDetail, ...]:
     """The layers of the plan that ships. ``graph`` is the pruned one, and the latencies are those at its channels."""
     taken, kept, masks = plan.precisions(), plan.kept(), plan.masks()
     table = planned.table if kept or masks else planned.planning.table
     losses = planned.planning.losses
     dropped = {option.scope: option.reason for option in planned.dropped if option.option == Precision.INT8.value}
+    kind = Kind.NONE if table.unknown else Kind.MEASURED if job.device.at_hand else Kind.PREDICTED
     details = []
     for layer in graph.layers:
         times = table.latency_ms[layer.name]
@@ -243,6 +244,7 @@ def _layer_details(planned: Planned, plan: Plan, graph: Graph) -> tuple[LayerDet
                 latency_ms={} if table.unknown else dict(times),
                 loss=dict(losses[layer.name]),
                 reason=_reason(times, taken[layer.name], dropped.get(layer.name, "")),
+                latency_kind=kind,
                 mask=mask,
             )
         )
@@ -360,7 +362,12 @@ def _warnings(job: Job) -> tuple[str, ...]:
         found.append(
             "planned on random inputs: latencies hold, accuracy figures say nothing of your data; nothing was pruned"
         )
-    if not job.device.at_hand:
+    if job.device.emulated:
+        found.append(
+            f"{job.target.name} is emulated: its results were checked, and nothing was timed on it; measure the bundle "
+            "on a real board: edgekit bench BUNDLE --host user@address"
+        )
+    elif not job.device.at_hand:
         found.append(
             f"{job.target.name} was not at hand: nothing was measured on it; deploy with --host user@address, or "
             "measure the bundle there: edgekit bench BUNDLE --host user@address"

@@ -22,6 +22,7 @@ from edgekit.cost.board import Fit, Timed, channel_step, fit_costs, with_facts
 from edgekit.cost.measured import FLOAT_PRECISIONS, executed_precisions, rank_float_precisions
 from edgekit.cost.table import crossing_elements, fit_boundary
 from edgekit.cost.work import work_of
+from edgekit.entries import DeviceProfile
 from edgekit.errors import DeviceError, InputError
 from edgekit.graph import Graph, load, to_bytes
 from edgekit.progress import Progress, Silent
@@ -31,11 +32,11 @@ from edgekit.types import Precision
 if TYPE_CHECKING:
     from edgekit.catalog import Target
     from edgekit.devices.race import Device
-    from edgekit.entries import DeviceProfile
 
 _AT_ONCE = 4  # networks in one race: they share the board's memory
 _RACE_S = 0.2  # for each contestant
 _CHECK_S = 0.02
+_PROBE_S = 120.0
 _RANGE = Range(-4.0, 4.0)  # the grid does not change how long a kernel takes
 _INT8 = Precision.INT8
 
@@ -79,13 +80,15 @@ def measure_profile(
 ) -> MeasuredProfile:
     """Profile the board of ``device``: the costs of the target's runtime at its threads, the channel step, and whatever
     facts ``profile`` lacks. Costs of other runtimes and thread counts stay; anchors of these costs go, since they
-    corrected others.
+    corrected others. Raises `InputError` where no board was named, or it is an emulated one.
     """
     progress = progress or Silent()
     began = time.monotonic()
     with progress.stage(f"probe {target.name}"):
         info, _ = device.probe()
-        facts = device.run_job({"action": "probe"}, 120.0)["device"]
+        if device.emulated:
+            raise InputError(f"{info.cpu} is emulated: its times mean nothing", "profile a real board")
+        facts = device.run_job({"action": "probe"}, _PROBE_S)["device"]
     if device.backend.TOOLCHAIN:
         toolchains.ensure(device.backend.TOOLCHAIN, progress)
     lab = _Bench(device, info.runtime)
@@ -233,13 +236,10 @@ def _boundary(lab: _Bench, base: Precision) -> float:
         mine = {name: _INT8 if place % 2 == turn else base for place, name in enumerate(names)}
         plans[f"alternating {turn}"] = mine
     ms = lab.race({name: lab.artifact(graph, plan, base) for name, plan in plans.items()})
-    # All layers are alike, so half of each uniform latency is what the alternating ones would take.
-    crossings = {name: crossing_elements(graph.edges, plan) for name, plan in plans.items()}
-    return fit_boundary(
-        (crossings[name] - crossings["int8"] // 2, ms[name] - (ms["float"] + ms["int8"]) / 2)
-        for name in plans
-        if name.startswith("alternating")
-    )
+    # Each layer is once float and once int8 in the alternating plans together, and so it is in the uniform ones.
+    signs = {"alternating 0": 1, "alternating 1": 1, "float": -1, "int8": -1}
+    crossed = sum(sign * crossing_elements(graph.edges, plans[name]) for name, sign in signs.items())
+    return fit_boundary([(crossed, sum(sign * ms[name] for name, sign in signs.items()))])
 
 
 def _complete(

@@ -49,6 +49,19 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True)
+class VectorsCheck:
+    """The bundle's test vectors on the board: the worst error as a share of the tolerance, and the SHA-256 of all
+    outputs where its runner tells. Of an ``emulated`` board only this was taken, no time.
+    """
+
+    count: int
+    worst_error_share: float
+    outputs_sha256: str
+    runtime: str
+    emulated: bool = False
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """The model that was deployed: its file's name (no folder) and digest."""
 
@@ -220,7 +233,8 @@ class DeployResult:
 
     ``chosen`` names the candidate that ships; ``candidates`` holds ``float`` first. ``prediction`` is None when the
     plan was not raced. ``created`` is an ISO 8601 time in UTC; ``versions`` are those of edgekit and its libraries.
-    ``conditions`` are those of the race that the candidates' latencies come from.
+    ``conditions`` are those of the race that the candidates' latencies come from. ``vectors`` is what the board made of
+    the test vectors, None where they ran on this machine alone.
     """
 
     target: str
@@ -248,6 +262,7 @@ class DeployResult:
     fixed: tuple[FixedDetail, ...] = ()
     prices: tuple[Price, ...] = ()
     conditions: Conditions | None = None
+    vectors: VectorsCheck | None = None
     schema: str = SCHEMA
 
     def candidate(self, name: str) -> Candidate | None:

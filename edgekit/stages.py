@@ -49,10 +49,12 @@ class Workbench:
     @cached_property
     def _probed(self) -> tuple[DeviceInfo, tuple[str, ...]]:
         job = self.job
-        if not job.device.at_hand:
-            return forecast.device_info(job.target, job.profile, job.device.threads), ()
-        with job.progress.stage(f"probe {job.target.name}"):
-            return job.device.probe()
+        if job.device.job_runner is not None:
+            with job.progress.stage(f"probe {job.target.name}"):
+                found = job.device.probe()
+            if job.device.at_hand:
+                return found
+        return forecast.device_info(job.target, job.profile, job.device.threads), ()
 
     @property
     def device_info(self) -> DeviceInfo:
@@ -63,7 +65,8 @@ class Workbench:
     def device_key(self) -> dict[str, Any]:
         """What a measurement holds for."""
         info, capabilities = self._probed
-        return {**asdict(info), "capabilities": list(capabilities), "version": _VERSION}
+        place = self.job.device.place
+        return {**asdict(info), "capabilities": list(capabilities), "place": place, "version": _VERSION}
 
     @cached_property
     def pruner(self) -> Pruner:

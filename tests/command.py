@@ -61,7 +61,12 @@ class Desk:
     def environment(self) -> dict[str, str]:
         self.temporary.mkdir(exist_ok=True)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("EDGEKIT_")}
-        own = {"EDGEKIT_CACHE": str(self.cache), "TMPDIR": str(self.temporary), "COLUMNS": "120"}
+        own = {
+            "EDGEKIT_CACHE": str(self.cache),
+            "EDGEKIT_DATA": str(self.folder / "data"),
+            "TMPDIR": str(self.temporary),
+            "COLUMNS": "120",
+        }
         return {**kept, **own, **self.variables}
 
     def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:

@@ -558,7 +558,7 @@ def test_impossible_budgets_name_what_is_nearest(deployed: tuple[Desk, Finished]
     assert 0 < float(done.err.split("nearest latency_ms: ")[1]) < 1
     plan = ("plan", "model.onnx", *QUICK, "--synthetic", "--out", "out.json")
     done = refused(desk, *plan, "--size", "1kB", code=3, message="weight size")
-    assert float(done.err.split("nearest weight_bytes: ")[1]) == 9064
+    assert 1000 < float(done.err.split("nearest weight_bytes: ")[1]) < 9064, "9064 without zeros and compression"
     done = refused(desk, *plan, "--memory", "10kB", code=3, message="memory")
     nearest = float(done.err.split("nearest memory_bytes: ")[1])
     assert nearest > 10_000

@@ -80,14 +80,29 @@ def test_a_deployment_without_the_board_measures_nothing_on_it(desk: Desk) -> No
     assert "was not at hand" in document["conformance"]["unknown"]
     assert document["prediction"] is None
     assert any("nothing was measured on it" in line for line in document["warnings"])
+    assert {row["latency_kind"] for row in document["layers"]} == {"none"}
+    assert "fastest" not in document["chosen_reason"]
     page = (desk.folder / "bundle/report.html").read_text()
     assert "Raced on" not in page
+    assert "measured inside the network" not in page
+    assert "read back from the compiled model" not in page
+    assert "governor" not in page
     text = desk.succeed("report", "bundle").out
     assert "measured on this device" not in text
     assert "latencies none: nothing like intel-n100 was measured" in " ".join(text.split())
     bench = desk.run("bench", "bundle")
     assert bench.code == 2
     assert "--host" in bench.err
+
+
+@pytest.mark.slow
+def test_a_bundle_for_a_board_is_verified_without_it(desk: Desk) -> None:
+    """Its test vectors run here, as they did when they were made."""
+    if not (desk.folder / "bundle").exists():
+        desk.succeed("deploy", "model.onnx", *BOARD, "--data", "data.npz")
+    assert "test vectors pass" in desk.succeed("verify", "bundle").out
+    found = desk.succeed("verify", "bundle", "--json").document
+    assert (found["ok"], found["vectors_run"]) == (True, True)
 
 
 def test_what_is_predicted_names_its_evidence(desk: Desk) -> None:

@@ -119,6 +119,22 @@ class TestChoose:
         assert caught.value.nearest == {"latency_ms": 5.0}
         assert "5.25ms" in caught.value.hint
 
+    @pytest.mark.parametrize(
+        ("kind", "expected"),
+        [
+            (Kind.PREDICTED, "predicted fastest of 3 candidates; predicted as fast as int8 and more faithful"),
+            (Kind.NONE, "least arithmetic of 3 candidates (no latency is known); level with int8 and more faithful"),
+        ],
+    )
+    def test_what_was_not_raced_is_not_called_fast(self, kind: Kind, expected: str) -> None:
+        candidates = [FLOAT, contestant("int8", sqnr_db=20), contestant("plan", sqnr_db=40)]
+        times = raced(float=1.0, int8=0.5, plan=0.5)
+        times = {name: replace(row, kind=kind) for name, row in times.items()}
+        assert choose(candidates, times, Budget())[1] == expected
+        with pytest.raises(InfeasibleError, match="is predicted to take 5 ms") as caught:
+            choose(candidates, times, Budget(latency_ms=1.0))
+        assert "this device" not in str(caught.value)
+
     def test_a_level_candidate_within_the_latency_budget_is_not_passed_over(self) -> None:
         candidates = [contestant("int8", sqnr_db=20), contestant("plan", sqnr_db=40)]
         times = raced(int8=0.5, plan=0.503)
@@ -145,6 +161,14 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workbench:
     monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
     onnx.save(zoo.conv_net(), tmp_path / "model.onnx")
     return Workbench(prepare(tmp_path / "model.onnx", "host", use_synthetic=True, threads=1))
+
+
+def test_what_was_measured_on_a_board_does_not_hold_for_another_of_its_kind(bench: Workbench) -> None:
+    places = ("", "pi@10.0.0.1", "pi@10.0.0.2")
+    benches = [Workbench(replace(bench.job, device=replace(bench.job.device, place=place))) for place in places]
+    keys = [one.device_key for one in benches]
+    assert len({one.device_info for one in benches}) == 1
+    assert all(keys.count(key) == 1 for key in keys)
 
 
 def real(bench: Workbench, precisions: dict[str, Precision], planned: Planned | None = None) -> Contestant:

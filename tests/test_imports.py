@@ -22,10 +22,12 @@ ROOMS = (
     *("entries", "results", "versions", "replacing", "progress", "budget", "deflate"),
     *("catalog", "own_profile", "graph", "cache", "toolchains"),
     *("planner", "recipes", "backends", "devices", "compress", "cost", "sensitivity"),
-    *("pruning", "masking", "formulate", "refinement", "search", "inspection", "bundle", "differences", "profile_differences", "reporting"),
-    *("job", "forecast", "pruner", "masker", "stages", "offers", "scoring", "planning", "pricing"),
+    *("pruning", "masking", "formulate", "refinement", "search", "inspection", "bundle"),
+    *("differences", "profile_differences", "reporting"),
+    *("job", "profiling", "re_anchoring", "forecast"),
+    *("pruner", "masker", "stages", "offers", "scoring", "planning", "pricing"),
     *("guards", "blame", "prediction", "outcome"),
-    *("deployment", "api", "sweeping", "sweep", "cli", "__main__"),
+    *("deployment", "api", "sweeping", "sweep", "flags", "cli", "__main__"),
 )
 HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "openvino", "torch", "scipy", "matplotlib", "pint", "PIL", "cattrs")
 

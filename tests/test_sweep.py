@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 
 from edgekit.devices.lab import Board
 from edgekit.errors import InputError
@@ -172,7 +175,35 @@ class TestTable:
         assert "0 of 1 cells done: 1 device failed" in page
 
 
+    def test_what_was_predicted_says_so_in_its_row(self) -> None:
+        known = {"exit_code": 0, "chosen": "int8", "latency_p50_ms": 3.4, "speedup": 2.05}
+        rows = (row(**known, latency_kind="measured"), row(**known, latency_kind="predicted"), row(exit_code=0))
+        page = sweeps.render(SweepResult(rows, 0), "s")
+        assert not re.search(r"speed\s*<small>measured", page)
+        screen = io.StringIO()
+        sweeps.print_sweep(SweepResult(rows, 0), Console(file=screen, width=150), "out")
+        printed = screen.getvalue().splitlines()
+        assert [one.split()[6] for one in printed if "2.05x" in one] == ["measured", "predicted"]
+        assert [sweeps.line(one).partition(": ")[2] for one in rows] == [
+            "int8, 3.40 ms, 2.05x (measured)",
+            "int8, 3.40 ms, 2.05x (predicted)",
+            ", no latency known",
+        ]
+
+
 class TestFailures:
+    @pytest.mark.slow
+    def test_a_board_whose_latency_nothing_says_is_a_row_without_one(
+        self, filled: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("EDGEKIT_CACHE", str(session_cache))
+        sweep = write_sweep(filled, 'targets = ["intel-n100"]\n' + MODEL)
+        (found,) = run_sweep(sweep, filled / "out").rows
+        assert (found.exit_code, found.latency_kind) == (0, "none")
+        assert (found.latency_p50_ms, found.speedup) == (None, None)
+        (again,) = run_sweep(sweep, filled / "out").rows
+        assert again == found
+
     @pytest.mark.slow
     def test_rows_not_the_end(self, filled: Path, session_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A model that is none, and a board that nobody answers for, which is tried three times."""

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 _OPSET = 17
 # Channel counts around multiples of 4, 8, 16, 32 and 64.
-STEP_CHANNELS = (48, 49, 52, 53, 56, 57, 64, 65, 72, 80, 96)
+STEP_CHANNELS = (48, 49, 52, 53, 56, 57, 64, 65, 72, 80, 96, 97)
 BOUNDARY_LAYERS = 8
 
 

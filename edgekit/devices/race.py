@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.conditions import Conditions, read_conditions
-from edgekit.errors import InputError
-from edgekit.results import DeviceInfo
+from edgekit.errors import GuardError, InputError
+from edgekit.results import DeviceInfo, VectorsCheck
 from edgekit.types import Figure, Kind, Latency
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 RunJob = Callable[[dict[str, Any], float], dict[str, Any]]
 
 _START_UP_S = 120.0  # generous: a loaded board imports the runtime and compiles the models within it
+_VECTORS_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Raced:
     """One contestant's latency, and its ratio to the first contestant's: the median over the interleaved rounds, with
     the 10th and 90th percentile of the rounds and the 95 % confidence interval of that median. ``conditions`` are the
     race's. ``energy_mj`` and ``peak_memory_bytes`` are None unless the race was asked for them. A board that is not at
-    hand held no race: then ``kind`` says "predicted" (``source`` by what), or "none" and why.
+    hand, or is emulated, held no race: then ``kind`` says "predicted" (``source`` by what), or "none" and why.
     """
 
     latency_ms: Latency
@@ -44,16 +46,30 @@ class Raced:
 
 @dataclass(frozen=True)
 class Device:
-    """A machine that runs jobs of one backend; without a ``job_runner``, one that nobody has at hand."""
+    """A machine that runs jobs of one backend; without a ``job_runner``, one that nobody has at hand. ``place`` is the
+    board's address, '' for this machine: boards of one kind are two devices all the same.
+    """
 
     backend: Backend
     job_runner: RunJob | None
     threads: int
+    place: str = ""
 
     @property
     def at_hand(self) -> bool:
-        """Whether it can be asked: a board that nobody named is only known by its profile."""
-        return self.job_runner is not None
+        """Whether it can be measured: a board that nobody named is only known by its profile, as is an emulated one,
+        whose times mean nothing.
+        """
+        return self.job_runner is not None and not self.emulated
+
+    @property
+    def emulated(self) -> bool:
+        """Whether an emulator computes for it. Its results are a board's, its times are not."""
+        return self.job_runner is not None and bool(self._probed["device"]["emulated"])
+
+    @cached_property
+    def _probed(self) -> dict[str, Any]:
+        return self.run_job({"action": "probe"}, _START_UP_S)
 
     def run_job(self, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a job there. Raises `InputError` where no board was named."""
@@ -63,8 +79,27 @@ class Device:
 
     def probe(self) -> tuple[DeviceInfo, tuple[str, ...]]:
         """What the device is, and the precisions that its runtime claims (a claim, not a promise of speed)."""
-        document = self.run_job({"action": "probe"}, _START_UP_S)
+        document = self._probed
         return _device_info(document["device"], self.threads), tuple(document["capabilities"])
+
+    def check_bundle(self, folder: Path) -> VectorsCheck:
+        """Run the test vectors of a bundle there. Raises `GuardError` where they do not come out as expected."""
+        document = self.run_job({"action": "bundle", "folder": str(folder), "seconds": 0.0}, _START_UP_S + _VECTORS_S)
+        found = document.get("vectors", {})
+        if not document["ok"]:
+            differ = f"its outputs differ from those here by {found.get('worst_error_share', 0):.3g} times the tolerance"
+            raise GuardError(
+                f"the model does not compute the same there: {document.get('error', differ)}",
+                "compare the runtime's versions here and there, or keep more layers in float: --max-drop",
+            )
+        facts = document["device"]
+        return VectorsCheck(
+            count=found["count"],
+            worst_error_share=found["worst_error_share"],
+            outputs_sha256=found.get("outputs_sha256", ""),
+            runtime=facts["runtime"],
+            emulated=facts["emulated"],
+        )
 
     def race(
         self,

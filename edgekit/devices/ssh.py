@@ -75,10 +75,11 @@ class SshTransport:
             for one in missing:
                 if one.digest in said.all("damaged"):
                     self.progress.note(f"{_names(one)} on {self.board.name} was damaged; it is sent again")
-            self._put(missing)
+            self._put(missing, [one for one in parcels if one not in missing])
         raise self._damaged(missing[0])
 
-    def _put(self, parcels: Sequence[Parcel]) -> None:
+    def _put(self, parcels: Sequence[Parcel], there: Sequence[Parcel]) -> None:
+        """Send ``parcels``. Those of the same job that are ``there`` must not be driven out by them."""
         size_bytes = sum(one.size_bytes for one in parcels)
         files = sum(len(one.files) for one in parcels)
         counted = f"{files} file{'s' if files > 1 else ''}, {size_bytes / 1e6:.1f} MB"
@@ -95,7 +96,7 @@ class SshTransport:
                             archive.addfile(header, content)
 
         limit_s = _GRACE_S + size_bytes / _SLOWEST_BYTES_PER_S
-        said = self._session("put", parcels, b"", limit_s, "send", size_bytes, send)
+        said = self._session("put", parcels, b"", limit_s, "send", size_bytes, send, there)
         if said.has("stored"):
             return
         if said.has("full") or _FULL.search(said.errors):
@@ -191,13 +192,14 @@ class SshTransport:
         action: str,
         size_bytes: int = 0,
         send: Callable[[IO[bytes]], None] | None = None,
+        there: Sequence[Parcel] = (),
     ) -> _Said:
         """One run of the board's program, when it is our turn. Raises `DeviceError` where others have the board for
         longer than ``wait_s``.
         """
         give_up: float | None = None
         while True:
-            said = self._session_now(verb, parcels, tail, limit_s, action, size_bytes, send)
+            said = self._session_now(verb, parcels, tail, limit_s, action, size_bytes, send, there)
             if not said.has("busy"):
                 return said
             holder = printable(said.words("busy")) or "another run"
@@ -220,6 +222,7 @@ class SshTransport:
         action: str,
         size_bytes: int,
         send: Callable[[IO[bytes]], None] | None,
+        there: Sequence[Parcel],
     ) -> _Said:
         link = self._connected()
         token = secrets.token_hex(8)
@@ -228,6 +231,7 @@ class SshTransport:
         head = [token, verb, self._work_folder(), str(math.ceil(limit_s)), holder, str(KEEP_KIB)]
         head.append(str(math.ceil(1.05 * size_bytes / 1024) + 64 * bool(size_bytes)))
         folders = "".join(f"folder {one.digest}\n{one.sums}" for one in parcels)
+        folders += "".join(f"keep {one.digest}\n" for one in there)
         start = f"{len(program)}\n".encode() + program + ("\n".join(head) + f"\n{folders}end\n").encode() + tail
         process = link.start(_COMMAND)
         said = _Said(token)

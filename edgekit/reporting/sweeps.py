@@ -73,17 +73,17 @@ def print_sweep(result: SweepResult, console: Console, out: str) -> None:
     say(console, "")
     say(console, f"[bold]{safe(headline(result))}[/]")
     say(console, "")
-    columns = ("model", "target", "budget", "chosen", "p50 ms", "speed", "metric", "drop", "size")
+    columns = ("model", "target", "budget", "chosen", "p50 ms", "speed", "latency", "metric", "drop", "size")
     rows = table(columns, ("p50 ms", "speed", "drop", "size"))
     for one in map(_cells, result.rows):
         if one.done:
-            numbers = (one.latency, one.speedup, one.metric, one.drop, one.size)
+            numbers = (one.latency, one.speedup, one.kind, one.metric, one.drop, one.size)
             add(rows, one.model, one.target, one.budget, one.chosen, *numbers)
         else:
-            add(rows, one.model, one.target, one.budget, one.end, "–", "", "", "", "", style="dim")
+            add(rows, one.model, one.target, one.budget, one.end, "–", "", "", "", "", "", style="dim")
     console.print(rows)
-    for kind in sorted({row.latency_kind for row in result.rows if row.exit_code == 0}):
-        say(console, f"[dim]latencies are {safe(kind)}; drop is what the metric lost against float[/]")
+    if any(row.exit_code == 0 for row in result.rows):
+        say(console, "[dim]drop is what the metric lost against float[/]")
     for row in result.rows:
         if row.exit_code:
             say(console, f"[red]✗[/] {safe(line(row))}")
@@ -106,7 +106,9 @@ def line(row: Row) -> str:
     where = f"{shown.model} on {shown.target}, {shown.budget}"
     if not shown.done:
         return f"{where}: {shown.error} (exit code {row.exit_code})"
-    return f"{where}: {shown.chosen}, {shown.latency} ms, {shown.speedup}"
+    if row.latency_p50_ms is None:
+        return f"{where}: {shown.chosen}, no latency known"
+    return f"{where}: {shown.chosen}, {shown.latency} ms, {shown.speedup} ({shown.kind})"
 
 
 def _counts(result: SweepResult) -> list[tuple[str, int]]:

@@ -59,6 +59,10 @@ def print_summary(result: DeployResult, console: Console) -> None:
         line(f"  weights {stored}")
     if cost := footprint.summary(result):
         line(f"  {cost}")
+    if result.vectors is not None:
+        where = "an emulated board" if result.vectors.emulated else "the board"
+        share = f"{result.vectors.worst_error_share:.1%}"
+        line(f"  {result.vectors.count} test vectors on {where}: worst error {share} of the tolerance")
     if result.prediction is not None:
         line(
             f"  plan's latency: predicted {wording.ms(result.prediction.predicted_ms)}, measured "

@@ -6,6 +6,7 @@ it came to its end.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -71,16 +72,21 @@ def _row(cell: Cell, result: DeployResult) -> Row:
         cell.row,
         device=result.device.cpu,
         chosen=chosen.name,
-        latency_p50_ms=chosen.latency_ms.p50,
+        latency_p50_ms=_known(chosen.latency_ms.p50),
         latency_kind=chosen.kind.value,
         metric=chosen.metric.name,
-        metric_value=chosen.metric.value,
-        metric_drop=0.0 if same else verdict.metric_drop(chosen, reference).value,
+        metric_value=_known(chosen.metric.value),
+        metric_drop=0.0 if same else _known(verdict.metric_drop(chosen, reference).value),
         weight_bytes=chosen.weight_bytes,
-        speedup=1.0 if same else verdict.speedup(chosen, reference),
+        speedup=1.0 if same else _known(verdict.speedup(chosen, reference)),
         exit_code=0,
         bundle=(Path(cell.row.log).parent / BUNDLE).as_posix(),
     )
+
+
+def _known(value: float | None) -> float | None:
+    """No number is None in a row: a board that is not at hand may have no latency."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 if __name__ == "__main__":

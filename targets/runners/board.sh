@@ -2,7 +2,8 @@
 # under a time limit, so that nothing of it stays when the host or the link goes. Standard input is
 #
 #     token, verb, work folder, limit in s, holder, KiB that may be kept, KiB that come           a line each
-#     "folder DIGEST", lines as sha256sum writes them, "end"                                       for each folder
+#     "folder DIGEST", lines as sha256sum writes them                                              for each folder
+#     "keep DIGEST" for other folders that are still needed, then "end"
 #     run: the Python to use, the program, the job as one line of JSON, then a line now and then while the host lives
 #     put: a tar archive of the folders
 #
@@ -119,15 +120,18 @@ supervise() {
 # Whether folder $1 holds what the sums $2 say.
 holds() { [ -d "$1" ] && (cd "$1" && printf '%s' "$2" | sha256sum -c - >/dev/null 2>&1); }
 
-# Sets $keys, and $sums_KEY for each of them.
+# Sets $keys, and $sums_KEY for each of them; $needed are others that must stay.
 read_folders() {
-    keys=
+    keys='' needed=''
     while IFS= read -r line && [ "$line" != end ]; do
         case $line in
         "folder "*)
             key=${line#folder }
             keys="$keys $key"
             eval "sums_$key="
+            ;;
+        "keep "*)
+            needed="$needed ${line#keep }"
             ;;
         *)
             eval "sums_$key=\$sums_$key\$line\$newline"
@@ -144,7 +148,7 @@ tidy() {
     for old in $(ls -t "$work/files"); do
         size=$(du -sk "$work/files/$old")
         kept=$((kept + ${size%%[!0-9]*}))
-        case "$keys " in
+        case "$keys$needed " in
         *" $old "*) ;;
         *) [ "$kept" -le "$1" ] || rm -rf "$work/files/$old" ;;
         esac

@@ -32,6 +32,10 @@ def read_int(path, root="", base=10):
 
 
 def cpu_name(root=""):
+    """The board's name where its device tree has one: ARM's /proc/cpuinfo often names the core's architecture alone."""
+    board = (read_text("/proc/device-tree/model", root) or "").strip("\0 \n")
+    if board:
+        return board
     for line in (read_text("/proc/cpuinfo", root) or "").splitlines():
         if line.startswith(("model name", "Model", "Hardware")):
             return line.split(":", 1)[1].strip()
@@ -65,6 +69,24 @@ def power_mode(cores, root=""):
     return read_text("/sys/firmware/acpi/platform_profile", root) or read_text(first, root)
 
 
+def emulated(root=""):
+    """Whether this program's instructions are emulated (QEMU and its like): the kernel below is of another kind of
+    processor. Linux tells since 6.1: Documentation/admin-guide/sysctl/kernel.rst, "arch".
+    """
+    kernel = read_text("/proc/sys/kernel/arch", root)
+    return kernel is not None and is_arm(kernel) != is_arm(platform.machine())
+
+
+def is_arm(name):
+    return name.startswith(("arm", "aarch64"))
+
+
+def require_real():
+    """Ends the program where a time would be the emulator's."""
+    if emulated():
+        sys.exit("this machine emulates its processor: no time that it takes means anything")
+
+
 def device_facts(cores=None, root=""):
     """What must be known to read a latency. `None` where not readable."""
     cores = allowed_cores() if cores is None else cores
@@ -72,6 +94,7 @@ def device_facts(cores=None, root=""):
         "cpu": cpu_name(root),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
+        "emulated": emulated(root),
         "governor": governor(cores, root),
         "power_mode": power_mode(cores, root),
         "clock_mhz": clock_mhz(cores, root),

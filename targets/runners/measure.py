@@ -6,13 +6,14 @@ import os
 import time
 
 import energy
-from machine import Watch, device_facts, end_with_parent, memory_bytes
+from machine import Watch, device_facts, end_with_parent, memory_bytes, require_real
 from quantiles import median, median_interval, order_ranks, percentile, with_intervals
 
 MIN_BURST_MS = 10.0  # a burst this long amortises the caches that the previous contestant left behind
 WARM_UP_S = 0.5
 MOST_WARM_UP_S = 2.0
 WARM_UP_STEP_S = 0.05
+WARMING = 0.5  # of the time of the race, at most, for all contestants together
 STABLE = 0.02  # change of the medians over the last steps that counts as none
 STEPS = 6
 WINDOW_S = 0.3  # /proc/stat moves in steps of 10 ms: rounds are too short for it
@@ -20,6 +21,7 @@ MOST_DISTURBED = 0.05  # share of a round that others may have
 SLOW_CLOCK = 0.9  # of the fastest clock of this race
 ENOUGH = 0.7  # share of the time asked for that must be calm, or the race is prolonged
 LONGEST = 2.0  # times the time asked for
+PRECISE = 0.004  # a median ratio known to so much, either way, needs no more rounds
 # Where in memory a model was loaded moves its latency by some percent, more than rounds tell apart (Kalibera and Jones,
 # Rigorous Benchmarking in Reasonable Time, ISMM 2013). So contestants are loaded anew during a race.
 LOADS = 6
@@ -49,19 +51,22 @@ class Contestant:
         self.run()
         return (time.perf_counter_ns() - start) / 1e6
 
-    def warm_up(self):
-        """Until half a second has passed and the medians of the last steps neither fall nor rise; at most two."""
+    def warm_up(self, most_s=MOST_WARM_UP_S):
+        """Until half a second has passed and the medians of the last steps neither fall nor rise; at most two, or
+        what there is time for.
+        """
+        least_s, step_s = min(WARM_UP_S, most_s / 2), min(WARM_UP_STEP_S, most_s / (2 * STEPS))
         began = time.perf_counter()
         medians, last = [], []
         while True:
-            step_end = time.perf_counter() + WARM_UP_STEP_S
+            step_end = time.perf_counter() + step_s
             last = [self.run_ms()]
             while time.perf_counter() < step_end:
                 last.append(self.run_ms())
             medians.append(median(last))
             passed_s = time.perf_counter() - began
-            self.stable = passed_s >= WARM_UP_S and is_stable(medians)
-            if self.stable or (passed_s >= MOST_WARM_UP_S and len(medians) >= STEPS - 1):
+            self.stable = passed_s >= least_s and is_stable(medians)
+            if self.stable or (passed_s >= most_s and len(medians) >= STEPS - 1):
                 break
         self.warm_up_s = passed_s
         self.burst = max(2, min(50, int(MIN_BURST_MS / max(medians[-1], 1e-3)) + 1))
@@ -100,7 +105,9 @@ def judge(rounds, window, watch):
 
 
 def run_rounds(contestants, seconds, min_rounds, watch):
-    """All rounds in the order of time, until enough of them were calm or the race was prolonged as far as it may."""
+    """All rounds in the order of time, until the calm ones say enough; or the time is over and enough of it was calm,
+    or all rounds agree whatever disturbed them; or the race was prolonged as far as it may.
+    """
     rounds = []
     step_s = min(WINDOW_S, seconds / 4)
     began = time.perf_counter()
@@ -113,10 +120,29 @@ def run_rounds(contestants, seconds, min_rounds, watch):
         judge(window, watch.end_window(), watch)
         rounds += window
         passed_s = time.perf_counter() - began
-        calm = [one["seconds"] for one in rounds if is_calm(one)]
-        enough = len(calm) >= min_rounds and sum(calm) >= ENOUGH * seconds
-        if len(rounds) >= min_rounds and passed_s >= seconds and (enough or passed_s >= LONGEST * seconds):
+        calm = [one for one in rounds if is_calm(one)]
+        if len(calm) >= min_rounds and is_precise(contestants, calm):
             return rounds
+        enough = len(calm) >= min_rounds and sum(one["seconds"] for one in calm) >= ENOUGH * seconds
+        if len(rounds) < min_rounds or passed_s < seconds:
+            continue
+        if enough or passed_s >= LONGEST * seconds or is_precise(contestants, rounds):
+            return rounds
+
+
+def is_precise(contestants, rounds):
+    """Whether the 95 % interval of every median ratio to the first contestant, or of its own median, is narrow."""
+    first = [median(one["bursts"][contestants[0].name]) for one in rounds]
+    compared = contestants[1:] or contestants
+    low, high = order_ranks(len(rounds), 0.5)
+    if low is None or high is None:
+        return False
+    for contestant in compared:
+        mine = [median(one["bursts"][contestant.name]) for one in rounds]
+        values = sorted(m / f for m, f in zip(mine, first)) if contestants[1:] else sorted(mine)
+        if values[high - 1] - values[low - 1] > 2 * PRECISE * median(values):
+            return False
+    return True
 
 
 def is_calm(one):
@@ -158,13 +184,14 @@ def race(contestants, seconds, cores, min_rounds=10, footprint=False):
     load, and of these the median over the loads. With `footprint`, the energy of an inference too, where the board has
     rails.
     """
+    require_real()
     before = device_facts(cores)
     collects = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         for contestant in contestants:
-            contestant.warm_up()
+            contestant.warm_up(min(MOST_WARM_UP_S, WARMING * seconds / len(contestants)))
         watch = Watch(cores)
         rounds = run_loads(contestants, seconds, min_rounds, watch)
     finally:

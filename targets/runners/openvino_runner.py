@@ -154,6 +154,7 @@ def node_means_ms(request):
 
 
 def profile(job):
+    machine.require_real()
     with machine.pinned(job["threads"]):
         return profile_nodes(job)
 

@@ -167,6 +167,7 @@ def profile(job):
     """Time of each operator, milliseconds. The runtime tells none from Python, so each operator is run as a model of
     its own, on random values; the times are scaled to the whole model's, whose sum they miss by caches and calls.
     """
+    machine.require_real()
     with machine.pinned(job["threads"]):
         results = [profile_model(model, job) for model in job["models"]]
     return {"results": results, "threads": job["threads"], "device": device_facts()}

@@ -139,6 +139,8 @@ def test_where_a_target_is(tmp_path: Path) -> None:
     assert open_device(far, None, lab=lab).threads == 3
     assert open_device(far, None, host="pi@10.0.0.1").backend is openvino
     assert open_device(target("host"), 2, host="pi@10.0.0.1").threads == 2
+    assert open_device(far, None, host="pi@10.0.0.1").place == "pi@10.0.0.1"
+    assert open_device(target("host"), None).place == ""
     absent = open_device(far, None)
     assert not absent.at_hand
     with pytest.raises(EdgekitError, match="--host"):

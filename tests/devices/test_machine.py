@@ -55,6 +55,14 @@ def test_big_cores_come_first_then_whole_ones(tmp_path: Path) -> None:
     assert machine.fastest_cores(2, range(4), str(tmp_path / "nothing")) == [0, 1]
 
 
+def test_a_board_is_called_what_its_device_tree_says(tmp_path: Path) -> None:
+    """As on a Jetson Orin Nano, whose cores are called like those of every other Jetson."""
+    cores = {"proc/cpuinfo": "processor : 0\nmodel name\t: ARMv8 Processor rev 1 (v8l)"}
+    assert machine.cpu_name(board(tmp_path / "plain", cores)) == "ARMv8 Processor rev 1 (v8l)"
+    named = {**cores, "proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0"}
+    assert machine.cpu_name(board(tmp_path / "jetson", named)) == "NVIDIA Jetson Orin Nano Developer Kit"
+
+
 def test_threads_are_pinned_and_let_go() -> None:
     before = os.sched_getaffinity(0)
     with machine.pinned(1) as cores:

@@ -132,14 +132,25 @@ def test_calm_rounds_count_or_else_the_least_disturbed() -> None:
     ("shares", "longest", "disturbed"),
     [([0.0], 1.0, 0.0), ([0.6, 0.6, 0.6, 0.0], 1.4, 0.5), ([0.6], 2.0, 1.0)],
 )
-def test_a_disturbed_race_is_prolonged_within_bounds(shares: list[float], longest: float, disturbed: float) -> None:
+def test_a_disturbed_race_is_prolonged_within_bounds(
+    shares: list[float], longest: float, disturbed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "PRECISE", -1.0)  # never: only time and disturbance decide
     began = time.perf_counter()
     rounds = measure.run_rounds(contestants(0.2, 0.4), 0.8, 10, Disturbed(shares))
     assert longest * 0.8 - 0.05 <= time.perf_counter() - began < longest * 0.8 + 0.6
     assert sum(not measure.is_calm(one) for one in rounds) / len(rounds) == pytest.approx(disturbed, abs=0.2)
 
 
-def test_a_clock_that_drops_is_throttling() -> None:
+def test_rounds_that_agree_end_a_race_early() -> None:
+    began = time.perf_counter()
+    rounds = measure.run_rounds(contestants(0.2, 0.4), 20.0, 10, Disturbed([0.0]))
+    assert time.perf_counter() - began < 15
+    assert len(rounds) >= 10
+
+
+def test_a_clock_that_drops_is_throttling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "PRECISE", -1.0)
     rounds = measure.run_rounds(contestants(0.2), 0.8, 10, Disturbed([0.0], [1800, 1750, 1200, 1800]))
     throttled = [one for one in rounds if one["throttled"]]
     assert 0 < len(throttled) < len(rounds) * 0.6
@@ -210,12 +221,12 @@ def test_a_real_race_says_how_sure_it_is_and_under_what(tmp_path: Path) -> None:
         assert row.energy_mj.kind is Kind.MEASURED or row.energy_mj.source
     assert again.ratio_ci_low is not None
     assert again.ratio_ci_high is not None
-    assert again.ratio_low <= again.ratio_ci_low <= again.ratio <= again.ratio_ci_high <= again.ratio_high
+    assert again.ratio_ci_low <= again.ratio <= again.ratio_ci_high
     held = again.conditions
     assert held is not None
     assert len(held.cores) == 1
     assert held.rounds - held.discarded >= 10
-    assert held.seconds >= 1.0
+    assert held.seconds > 0.2
     unknown = {"governor", "power_mode", "clock_mhz", "max_clock_mhz", "throttled", "other_load"}
     for name in unknown:
         assert (getattr(held, name) is None) == (name in held.missing), name

@@ -180,6 +180,21 @@ def test_old_files_are_forgotten(bench: TestBoard, tmp_path: Path, monkeypatch: 
     assert any(path.read_bytes()[0] == 5 for path in kept), "never those of the last job"
 
 
+def test_a_new_file_does_not_drive_out_others_of_the_same_job(
+    bench: TestBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.devices.ssh.KEEP_KIB", 300)
+    runner = program(tmp_path, TELL)
+    models = []
+    for number in range(3):
+        path = tmp_path / f"model-{number}"
+        path.write_bytes(bytes([number]) * 200_000)
+        models.append({"name": path.name, "path": str(path)})
+    with way_to(bench.to(bench.port, bench.folder / "tight")) as (transport, _):
+        transport.run_job(runner, {"action": "race", "models": models[:2]}, 20)
+        transport.run_job(runner, {"action": "race", "models": models}, 20)
+
+
 NOISY = '#!/bin/dash\necho "Welcome!"; echo \'{"not": "this"}\'; echo motd >&2\nexec /bin/dash "$@"\n'
 
 

@@ -1,0 +1,144 @@
+"""`edgekit profile` on this machine: measured, fitted, written, found again, compared."""
+
+from __future__ import annotations
+
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from edgekit import catalog, own_profile, results
+from edgekit.cost import micro
+from edgekit.cost.board import Fit
+from edgekit.cost.profile import predict_from_profile
+from edgekit.entries import Anchor
+from edgekit.errors import DeviceError, InputError
+from edgekit.graph import load
+from edgekit.job import open_device
+from edgekit.profiling import _complete, measure_profile
+from edgekit.types import Kind, Precision
+from tests.command import Desk
+from tests.devices.sshd import running_board
+
+FEW = ("call/empty", "conv3x3/32x56", "depthwise/192x28", "attention/4x40x32")
+FP32, INT8 = Precision.FP32, Precision.INT8
+
+
+@pytest.mark.slow
+def test_a_board_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, session_cache: Path) -> None:
+    """This machine, over ssh."""
+    monkeypatch.setenv("EDGEKIT_CACHE", str(session_cache))
+    monkeypatch.setattr(micro, "STEP_CHANNELS", (48, 49, 64))
+    overlay = tmp_path / "overlay" / "targets" / "quick"
+    overlay.mkdir(parents=True)
+    (overlay / "target.toml").write_text('extends = "host"\nprecisions = ["fp32", "int8"]\n', encoding="utf-8")
+    target = catalog.target("quick", [tmp_path / "overlay"])
+    with running_board() as board:
+        device = open_device(target, None, "bench", board.lab())
+        found = measure_profile(target, catalog.device_profile("host"), device, FEW)
+        board.await_quiet()
+
+    measured = {(row.network, row.precision): row.latency_ms for row in found.networks}
+    assert set(measured) >= {(name, FP32) for name in FEW} | {(name, INT8) for name in FEW[1:3]}
+    assert measured["call/empty", FP32] < min(measured[name, FP32] for name in FEW[1:3])
+    assert [(c.runtime, c.precision, c.threads) for c in found.profile.costs] == [
+        ("openvino", FP32, 1),
+        ("openvino", INT8, 1),
+    ]
+    assert set(found.channel_steps) == {FP32, INT8}
+    assert found.boundary_ms_per_element >= 0
+    assert "small networks on" in found.profile.costs[0].evidence
+    assert "each left out in turn: median error" in found.profile.costs[0].evidence
+    assert found.device.runtime in found.profile.evidence
+    results.unstructure(found)
+
+    path = own_profile.save(found.profile)
+    assert catalog.device_profile("host") == found.profile
+    onnx.save(micro.build("block/inverted40x28"), tmp_path / "net.onnx")
+    graph = load(tmp_path / "net.onnx")
+    for precision in (FP32, INT8):
+        plan = {layer.name: precision for layer in graph.layers}
+        figure = predict_from_profile(graph, plan, catalog.device_profile("host"), "openvino", 1)
+        assert figure.kind is Kind.PREDICTED
+        assert 0.05 < figure.value < 50
+    assert path.stat().st_size < 20_000
+
+
+def test_what_another_run_measured_stays() -> None:
+    """Costs of other runtimes and thread counts, and their anchors, are none of this run's business."""
+    pi = catalog.device_profile("raspberry-pi-4")
+    mine = tuple(cost for cost in pi.costs if (cost.runtime, cost.threads) == ("tflite", 4))
+    others = tuple(cost for cost in pi.costs if cost not in mine)
+    assert mine
+    assert others
+    rows = [
+        Anchor("tflite", "cpu", FP32, "m", 1.0, 2.0, "2026-01-01", threads)
+        for threads in (1, 4)
+    ]  # fmt: skip
+    made = _complete(pi, replace(pi, anchors=tuple(rows)), Fit(mine, ()), {FP32: 8, INT8: None}, None, "on a board")
+    assert made.costs == (*others, *mine)
+    assert made.anchors == (rows[0],)
+    assert made.channel_step == 8
+    again = _complete(made, made, Fit(mine, ()), {FP32: None}, None, "on a board")
+    assert (again.channel_step, len(again.sources)) == (8, len(made.sources))
+
+
+def test_an_emulated_board_is_refused() -> None:
+    real = open_device(catalog.target("host"), None)
+
+    def run(job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
+        found = real.run_job(job, timeout_s)
+        return {**found, "device": {**found["device"], "emulated": True}}
+
+    with pytest.raises(InputError, match="its times mean nothing"):
+        measure_profile(catalog.target("host"), catalog.device_profile("host"), replace(real, job_runner=run))
+
+
+def test_usage_is_told_in_one_line(desk: Desk) -> None:
+    for arguments, told in (
+        ((), "profile needs --target"),
+        (("a.toml", "--target", "host"), "profile takes no file a.toml"),
+        (("--diff", "a.toml"), "profile --diff with 1 files"),
+        (("--diff", "a.toml", "b.toml", "--target", "host"), "profile --diff with 2 files and --target"),
+        (("--diff", "a.toml", "b.toml"), "a.toml"),
+        (("--diff", "--target", "host"), "there is no device profile 'host' of your own"),
+        (("--target", "hots"), "there is no target 'hots'"),
+        (("--target", "host", "--out", "no/such/place.toml"), "cannot write no/such/place.toml"),
+    ):
+        done = desk.run("profile", *arguments)
+        assert done.code == 2, arguments
+        assert told in done.err.splitlines()[0]
+        assert len(done.complaint) <= 2
+
+
+def test_diff_tells_what_the_own_profile_changes(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_DATA", str(desk.folder / "data"))
+    path = own_profile.save(replace(catalog.device_profile("host"), channel_step=32))
+    done = desk.succeed("profile", "--diff", "--target", "host", "--json").document
+    assert done["schema"] == "edgekit/profile-diff/1"
+    assert (done["name"], done["a"], done["b"], done["same"]) == ("host", "shipped", str(path), False)
+    assert done["facts"] == [{"name": "channel_step", "a": 16, "b": 32}]
+    printed = desk.succeed("profile", "--diff", str(path), str(path)).out
+    assert "no difference" in printed
+
+
+@pytest.mark.slow
+def test_an_interrupt_leaves_nothing(desk: Desk) -> None:
+    with desk.start("profile", "--target", "host") as process:
+        time.sleep(6)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted" in errors
+    assert not list((desk.folder / "data" / "device_profiles").iterdir())
+    assert not list(desk.temporary.iterdir())
+
+
+def test_a_board_that_is_not_there_leaves_no_file(desk: Desk) -> None:
+    done = desk.run("profile", "--target", "host", "--host", "nobody@127.0.0.1:1", "--out", "host.toml")
+    assert done.code == DeviceError.exit_code
+    assert not (desk.folder / "host.toml").exists()

@@ -1,0 +1,79 @@
+"""A race teaches the profile of the device that it was held on, where the profile has costs for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+
+import onnx
+import pytest
+
+from edgekit import catalog
+from edgekit.cost import micro
+from edgekit.cost.profile import predict_from_profile
+from edgekit.job import Job, prepare
+from edgekit.re_anchoring import anchors_of, learn
+from edgekit.types import Candidate, Kind, Latency, MetricResult, Precision
+
+DAY = date(2026, 1, 2)
+PI = "raspberry-pi-4"
+
+
+def candidate(name: str, precisions: dict[str, int], ms: float, kind: Kind = Kind.MEASURED) -> Candidate:
+    metric = MetricResult("top-1", 0.9, 0.8, 1.0, 10)
+    return Candidate(name, Latency(ms, ms, ms, 10), metric, 30.0, None, 100, kind, precisions)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A deployment to a Raspberry Pi 4 by TFLite, as far as learning from its race is concerned."""
+    onnx.save(micro.build("block/basic24x48"), tmp_path / "net.onnx")
+    made = prepare(tmp_path / "net.onnx", "host", threads=4, use_synthetic=True)
+    return replace(made, profile=catalog.device_profile(PI), target=replace(made.target, backend="tflite", sparsity=()))
+
+
+def test_only_whole_and_uniform_models_are_anchors(job: Job) -> None:
+    graph, profile = job.graph, job.profile
+    count = len(graph.layers)
+    rows = [
+        candidate("float", {"fp32": count}, 50.0),
+        candidate("int8", {"int8": count}, 20.0),
+        candidate("int8", {"fp32": 1, "int8": count - 1}, 20.0),  # in two precisions
+        candidate("plan", {"int8": count}, 15.0),  # may have fewer channels
+        candidate("float", {"fp32": count}, 50.0, Kind.PREDICTED),
+        candidate("fp16", {"fp16": count}, 50.0),  # the profile has no costs for it
+    ]
+    found = anchors_of(graph, rows, profile, "tflite", 4, DAY)
+    assert [(row.precision, row.measured_ms) for row in found] == [(Precision.FP32, 50.0), (Precision.INT8, 20.0)]
+    assert {row.model for row in found} == {graph.sha256}
+    plan = {layer.name: Precision.FP32 for layer in graph.layers}
+    assert found[0].predicted_ms == predict_from_profile(graph, plan, profile, "tflite", 4).value
+    assert anchors_of(graph, rows, profile, "openvino", 4, DAY) == ()
+
+
+def test_it_is_stored_and_the_next_prediction_is_nearer(job: Job) -> None:
+    graph, profile = job.graph, job.profile
+    plan = {layer.name: Precision.FP32 for layer in graph.layers}
+    before = predict_from_profile(graph, plan, profile, "tflite", 4).value
+    measured = 1.5 * before
+    rows = [candidate("float", {"fp32": len(plan)}, measured)]
+    assert len(learn(job, rows)) == 1
+    learnt = catalog.device_profile(PI)
+    assert replace(learnt, anchors=()) == profile
+    after = predict_from_profile(graph, plan, learnt, "tflite", 4).value
+    assert before < after < measured
+    assert learn(job, rows) == learnt.anchors, "the same race again is no new evidence"
+    assert catalog.device_profile(PI) == learnt
+
+
+def test_a_profile_without_such_costs_is_left_alone(job: Job) -> None:
+    job = replace(job, profile=catalog.device_profile("host"))
+    assert learn(job, [candidate("float", {"fp32": len(job.graph.layers)}, 1.0)]) == ()
+    assert not catalog.own_profiles().exists()
+
+
+def test_a_profile_that_cannot_be_written_is_no_failure(job: Job, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEKIT_DATA", str(tmp_path / "file"))
+    assert learn(job, [candidate("float", {"fp32": len(job.graph.layers)}, 50.0)]) == ()
