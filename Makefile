@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := out/demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint virtual-board clean
 
 # Everything below stands on this: an environment with the pinned versions of constraints.txt.
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -25,6 +25,10 @@ lint: $(VENV)/.installed
 
 test: lint ## lint, types and all tests
 	$(BIN)/python -m pytest -m 'not device'
+
+# Some 100 MB of downloads, kept in the user's cache folder; its tests are skipped where it was not built.
+virtual-board: $(VENV)/.installed ## an emulated arm64 board to deploy to
+	$(BIN)/python -m tests.virtual_board build
 
 clean:
 	rm -rf $(VENV) out

@@ -148,5 +148,5 @@ def _by_arithmetic(graph: Graph, target: Target, profile: DeviceProfile, threads
         layer.name: {p: max(layer.macs, 1) / (peaks[p] * share * 1e6) for p in offered} for layer in graph.layers
     }
     anchors = {p: sum(latency[name][p] for name in names) for p in offered}
-    reason = f"nothing like {profile.name} was measured with {target.backend}: pass --host to measure the board"
+    reason = f"no float latencies of boards like {profile.name} with {target.backend} are known: pass --host"
     return CostTable(base, dict.fromkeys(names, base), latency, anchors, 0.0, 1.0, reason, unknown=reason)

@@ -369,7 +369,7 @@ def _warnings(job: Job) -> tuple[str, ...]:
         )
     elif not job.device.at_hand:
         found.append(
-            f"{job.target.name} was not at hand: nothing was measured on it; deploy with --host user@address, or "
-            "measure the bundle there: edgekit bench BUNDLE --host user@address"
+            f"{job.target.name} was not at hand: nothing was measured on it, and outputs were scored on this machine; "
+            "deploy with --host user@address, or measure the bundle there: edgekit bench BUNDLE --host user@address"
         )
     return tuple(found)

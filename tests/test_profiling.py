@@ -40,7 +40,6 @@ def test_a_board_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, se
     with running_board() as board:
         device = open_device(target, None, "bench", board.lab())
         found = measure_profile(target, catalog.device_profile("host"), device, FEW)
-        board.await_quiet()
 
     measured = {(row.network, row.precision): row.latency_ms for row in found.networks}
     assert set(measured) >= {(name, FP32) for name in FEW} | {(name, INT8) for name in FEW[1:3]}

@@ -174,7 +174,6 @@ class TestTable:
         assert 'href="a%20b/log.txt"' in page
         assert "0 of 1 cells done: 1 device failed" in page
 
-
     def test_what_was_predicted_says_so_in_its_row(self) -> None:
         known = {"exit_code": 0, "chosen": "int8", "latency_p50_ms": 3.4, "speedup": 2.05}
         rows = (row(**known, latency_kind="measured"), row(**known, latency_kind="predicted"), row(exit_code=0))

@@ -7,6 +7,7 @@ precision hint is always set, since the default is bf16 wherever the CPU lists i
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,12 +77,25 @@ def executes_as(planned: Precision, executed: str) -> bool:
     return executed in _EXECUTED_WORDS[planned]
 
 
+def _runtime() -> Any:
+    """OpenVINO, which at its first import would start a process that tells its makers of it."""
+    name = "openvino_telemetry"
+    hidden = name not in sys.modules
+    if hidden:
+        sys.modules[name] = None  # type: ignore[assignment]  # not to be found
+    try:
+        import openvino
+    finally:
+        if hidden:
+            del sys.modules[name]  # others may want it
+    return openvino
+
+
 def convert(onnx_bytes: bytes, folder: Path, base: Precision) -> Artifact:
     """Write ``model.xml`` and ``model.bin``. Raises `InputError` where OpenVINO cannot read the model, `OSError` where
     the files cannot be written.
     """
-    import openvino
-
+    openvino = _runtime()
     try:
         model = openvino.Core().read_model(onnx_bytes)
     except RuntimeError as error:
@@ -113,8 +127,7 @@ def compress(folder: Path) -> None:
 
 def session(compiled: Artifact, threads: int, outputs: Sequence[str]) -> Session:
     """Compile for this machine's CPU; the numerics are those of the device. Raises `InputError` where that fails."""
-    import openvino
-
+    openvino = _runtime()
     config = {
         "INFERENCE_PRECISION_HINT": hint(compiled.base),
         "INFERENCE_NUM_THREADS": threads,

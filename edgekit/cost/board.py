@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from edgekit.cost.fit import Cell, Coefficients, Priors, Row, fit
 from edgekit.cost.interval import Score, factor, held_out
@@ -90,8 +91,9 @@ def fit_costs(profile: DeviceProfile, runtime: str, threads: int, timed: Sequenc
         given = units(profile, part, one.precision, threads)
         rows.append(Row(cell, one.network, total_features(one, given), one.latency_ms))
     cells = list(dict.fromkeys(row.cell for row in rows))
-    fitted = fit(rows, cells, _PRIORS)
-    scores = held_out(rows, lambda row: row.family, _PRIORS)
+    with threadpool_limits(1, user_api="blas"):  # many small systems: threads would wait for each other
+        fitted = fit(rows, cells, _PRIORS)
+        scores = held_out(rows, lambda row: row.family, _PRIORS)
     costs = []
     for cell in cells:
         mine = [one for one in timed if one.precision is cell.precision]

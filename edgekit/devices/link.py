@@ -95,7 +95,7 @@ class _PassingError(EdgekitError):
 
 def _connect_once(board: Board) -> Link:
     folder = Path(tempfile.mkdtemp(prefix="edgekit-"))
-    if len(str(folder)) > _LONGEST_SOCKET:
+    if len(str(folder)) > _LONGEST_SOCKET or not re.fullmatch(r"[\w/.+-]+", str(folder)):
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="edgekit-", dir="/tmp"))
     master = None

@@ -87,7 +87,8 @@ class Device:
         document = self.run_job({"action": "bundle", "folder": str(folder), "seconds": 0.0}, _START_UP_S + _VECTORS_S)
         found = document.get("vectors", {})
         if not document["ok"]:
-            differ = f"its outputs differ from those here by {found.get('worst_error_share', 0):.3g} times the tolerance"
+            share = found.get("worst_error_share", 0.0)
+            differ = f"its outputs differ from those here by {share:.3g} times the tolerance"
             raise GuardError(
                 f"the model does not compute the same there: {document.get('error', differ)}",
                 "compare the runtime's versions here and there, or keep more layers in float: --max-drop",

@@ -23,7 +23,7 @@ BINDING_SLACK = 0.01
 """A budget with less than this share of itself left over counts as binding."""
 
 _WORDS: dict[Quantity, tuple[str, str, str]] = {
-    "latency_ms": ("latency", "ms", "the fastest plan takes"),
+    "latency_ms": ("latency", "ms", "the fastest plan is predicted to take"),
     "weight_bytes": ("weight size", "bytes", "the smallest plan takes"),
     "memory_bytes": ("memory", "bytes", "the leanest plan takes"),
     "loss": ("loss", "", "the most faithful plan has"),

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 def print_profile(found: MeasuredProfile, console: Console) -> None:
     """Every small network, then what the fit makes of them, then where the profile went."""
     precisions = list(dict.fromkeys(row.precision for row in found.networks))
-    columns = [text for p in precisions for text in (f"{p.value} ms", "GMAC/s", "left out")]
-    rows = table(("small network", "MACs", *columns), ("MACs", *columns))
+    columns = [f"{precision.value} ms" for precision in precisions]
+    rows = table(("small network", "MACs", *columns), ("small network", "MACs", *columns))
+    rows.columns[0].justify = "left"
     for name in dict.fromkeys(row.network for row in found.networks):
         mine = {row.precision: row for row in found.networks if row.network == name}
-        cells = [_cells(mine.get(precision)) for precision in precisions]
         macs = next(iter(mine.values())).macs
-        add(rows, name, count(macs) if macs else "–", *(text for cell in cells for text in cell))
+        add(rows, name, count(macs), *(_cell(mine.get(precision)) for precision in precisions))
     console.print(rows)
-    say(console, '[dim]"left out": what the fit without this network predicts, off by[/]')
+    say(console, "[dim]behind each latency: how far off a fit without this network is[/]")
     for option in found.dropped:
         say(console, f"dropped  {safe(option.option)}: {safe(option.reason)}")
     steps = ", ".join(f"{p.value} {step or 'not clear'}" for p, step in found.channel_steps.items())
@@ -40,11 +40,8 @@ def print_profile(found: MeasuredProfile, console: Console) -> None:
     say(console, f"{found.seconds:.0f} s on {safe(found.device.cpu)}; written to {safe(found.file)}")
 
 
-def _cells(row: NetworkLatency | None) -> tuple[str, str, str]:
-    if row is None:
-        return ("–", "", "")
-    speed = f"{row.macs / row.latency_ms / 1e6:.3g}" if row.macs else "–"
-    return f"{row.latency_ms:.3g}", speed, f"{row.held_out_ms / row.latency_ms - 1:+.0%}"
+def _cell(row: NetworkLatency | None) -> str:
+    return "–" if row is None else f"{row.latency_ms:.3g} {row.held_out_ms / row.latency_ms - 1:>+5.0%}"
 
 
 def print_profile_difference(found: ProfileDifference, console: Console) -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from edgekit.errors import InputError
 from edgekit.graph import Graph
 from edgekit.types import Precision
 from tests.quantized import CASES, Case, case, case_of, host, run, sqnr_db
-from tests.zoo import Net
+from tests.zoo import Net, conv_net
 
 FP32, INT8, W8 = Precision.FP32, Precision.INT8, Precision.W8
 INT8_WORDS = {"i8", "u8"}
@@ -351,3 +354,23 @@ def test_backends_by_name() -> None:
     with pytest.raises(InputError, match="unknown backend 'openwine'") as caught:
         backend("openwine")
     assert "openvino" in caught.value.hint
+
+
+def test_converting_tells_nobody_of_it(tmp_path: Path) -> None:
+    """OpenVINO sends a note home when it is first imported; other libraries may load what it sends it with."""
+    told = tmp_path / "told"
+    (tmp_path / "openvino_telemetry.py").write_text(f"open({str(told)!r}, 'w').close()\n")
+    (tmp_path / "model.onnx").write_bytes(conv_net().SerializeToString())
+    program = """if True:
+        import sys
+        from pathlib import Path
+        from edgekit.backends import openvino
+        from edgekit.types import Precision
+        here = Path(sys.argv[1])
+        openvino.convert((here / "model.onnx").read_bytes(), here / "out", Precision.FP32)
+        assert not (here / "told").exists()
+        import openvino_telemetry
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], env=environment, check=True, timeout=120)
+    assert told.exists()

@@ -199,3 +199,12 @@ def test_the_runner_stands_alone() -> None:
     script = f"import runpy, sys; runpy.run_path({str(RUNNER)!r}); print([m for m in sys.modules if 'edgekit' in m])"
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_measurement_tells_nobody_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO sends a note home at each import, by a process of its own, beside what is being measured."""
+    told = tmp_path / "told"
+    (tmp_path / "openvino_telemetry.py").write_text(f"open({str(told)!r}, 'w').close()\nraise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run_job(RUNNER, {"action": "probe"}, 120)["capabilities"]
+    assert not told.exists()

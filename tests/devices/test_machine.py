@@ -249,3 +249,25 @@ def test_energy_of_an_inference_is_above_idle(tmp_path: Path, monkeypatch: pytes
     found, rails = energy.measure([Contestant()], root)
     assert rails == {"source": "INA3221 POM_5V_IN", "idle_w": pytest.approx(2.0, rel=0.1)}
     assert found["float"]["value"] == pytest.approx(4000 * sum(seconds) / len(seconds), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("processor", "kernel", "is_emulated"),
+    [
+        ("aarch64", "aarch64", False),
+        ("x86_64", "x86_64", False),
+        ("armv8l", "aarch64", False),  # 32-bit programs on a 64-bit system
+        ("i686", "x86_64", False),
+        ("aarch64", "x86_64", True),
+        ("armv7l", "x86_64", True),
+        ("x86_64", "aarch64", True),
+        ("aarch64", None, False),  # before Linux 6.1 nobody tells
+    ],
+)
+def test_an_emulated_processor_shows_in_the_kernel_below(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processor: str, kernel: str | None, is_emulated: bool
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: processor)
+    root = board(tmp_path, {} if kernel is None else {"proc/sys/kernel/arch": kernel})
+    assert machine.emulated(root) is is_emulated
+    assert machine.device_facts([0], root)["emulated"] is is_emulated

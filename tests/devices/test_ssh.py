@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,6 +194,17 @@ def test_a_new_file_does_not_drive_out_others_of_the_same_job(
     with way_to(bench.to(bench.port, bench.folder / "tight")) as (transport, _):
         transport.run_job(runner, {"action": "race", "models": models[:2]}, 20)
         transport.run_job(runner, {"action": "race", "models": models}, 20)
+
+
+@pytest.mark.parametrize("name", ["a b", "50%h", "q'uote", "long" * 30])
+def test_any_folder_for_temporary_files_will_do(
+    name: str, bench: TestBoard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        (Path(short) / name).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(Path(short) / name))
+        with way_to(bench.to(bench.port, bench.folder / "odd")) as (transport, _):
+            transport.run_job(program(tmp_path, TELL), {"action": "echo"}, 20)
 
 
 NOISY = '#!/bin/dash\necho "Welcome!"; echo \'{"not": "this"}\'; echo motd >&2\nexec /bin/dash "$@"\n'

@@ -220,7 +220,7 @@ def test_infeasible_says_which_budget_and_by_how_much() -> None:
     problem = problem_of((option(4.0, 40), option(3.21456, 10, loss=0.5)), fixed_latency_ms=0.0)
     with pytest.raises(InfeasibleError) as caught:
         solve(problem, Limits(latency_ms=1.0, weight_bytes=50))
-    assert str(caught.value) == "no plan fits: latency 1 ms; the fastest plan takes 3.215 ms"
+    assert str(caught.value) == "no plan fits: latency 1 ms; the fastest plan is predicted to take 3.215 ms"
     assert caught.value.nearest == {"latency_ms": 3.21456, "weight_bytes": 10.0}
     assert caught.value.hint == "raise latency to 3.215 ms"
     with pytest.raises(InfeasibleError, match=r"all budgets at once: latency 3\.5 ms, loss 0\.1") as caught:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def cache_folder() -> Path:
 
 def built() -> Sysroot:
     """The board that was built last. Raises `Unavailable` where there is none."""
+    if platform.machine() == "aarch64":
+        raise Unavailable("this machine is an arm64 one itself: nothing on it would tell that the board is emulated")
     latest = cache_folder() / "latest"
     if not latest.is_dir():
         raise Unavailable("no virtual board was built: make virtual-board")

@@ -55,11 +55,16 @@ class System:
         return self.folder / "board.cpio"
 
 
+def place_of(board: Sysroot) -> System:
+    """Where the emulated machine of a board is, built or not."""
+    key = hashlib.sha256(f"{_VERSION} {board.folder.name}".encode()).hexdigest()[:16]
+    return System(cache_folder() / f"system-{key}")
+
+
 def build() -> System:
     """The emulated machine for the board that was built last: in the cache, or downloaded. Raises `Unavailable`."""
     board = built()
-    key = hashlib.sha256(f"{_VERSION} {board.folder.name}".encode()).hexdigest()[:16]
-    made = cache_folder() / f"system-{key}"
+    made = place_of(board).folder
     if made.is_dir():
         return System(made)
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".new-") as name:
