@@ -26,7 +26,7 @@ lint: $(VENV)/.installed
 test: lint ## lint, types and all tests
 	$(BIN)/python -m pytest -m 'not device'
 
-# Some 100 MB of downloads, kept in the user's cache folder; its tests are skipped where it was not built.
+# 130 MB of downloads, kept in the user's cache folder; its tests are skipped where it was not built.
 virtual-board: $(VENV)/.installed ## an emulated arm64 board to deploy to
 	$(BIN)/python -m tests.virtual_board build
 

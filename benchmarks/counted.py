@@ -113,7 +113,7 @@ def main() -> int:
         return 1
     if asked.json is not None:
         asked.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    print_rows(rows, Console())
+    print_rows(rows, Console(width=150))
     return 0
 
 

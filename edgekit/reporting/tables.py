@@ -111,9 +111,9 @@ def print_inspection(found: Inspection, console: Console) -> None:
 
 def print_targets(targets: Iterable[Target], console: Console) -> None:
     """One line a board."""
-    rows = table(("target", "backend", "device profile", "description"))
+    rows = table(("target", "backend", "is", "description"))
     for target in targets:
-        add(rows, target.name, target.backend, target.device_profile, target.description)
+        add(rows, target.name, target.backend, "here" if target.transport == "local" else "a board", target.description)
     console.print(rows)
 
 

@@ -168,7 +168,7 @@ def test_a_bias_that_another_node_reads_is_copied(tmp_path: Path) -> None:
     bias = net.random(6, name="bias")
     y = net.op("Relu", net.op("Conv", net.input("x", [1, 4, 8, 8]), net.random(12, 4, 1, 1)))
     first = net.op("Conv", y, net.random(6, 12, 1, 1), bias)
-    second = net.op("Conv", net.input("z", [1, 4, 8, 8]), net.random(6, 4, 1, 1), bias)
+    second = net.op("Add", net.input("z", [1, 4, 8, 6]), bias)
     graph, channels, kept = prepared(net.model([net.op("Tanh", first), net.op("Tanh", second)]), tmp_path)
     made = reconstruct(graph, channels, kept, synthetic(graph.inputs, 8))
     assert np.array_equal(array(made, "bias"), array(graph, "bias"))
