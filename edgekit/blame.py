@@ -59,6 +59,7 @@ def _cures(bench: Workbench, names: list[str], losses: dict[str, float]) -> dict
                 samples,
                 os.cpu_count() or 1,
                 lambda _name, _loss: advance(),
+                job.device.backend.quantizes_results,
             )
     cures = {}
     for name in names:

@@ -115,7 +115,9 @@ def _forecast(bench: Workbench, planned: Planned, contestants: Sequence[Contesta
         if base is not table.base:
             table = bench.costs(base, weight_only=False).table
         precisions = {layer.name: contestant.precisions.get(layer.name, base) for layer in bench.job.graph.layers}
-        pruning = planned.pruning
+        pruning, masks = planned.pruning, planned.planning.masks
+        if masks is not None:
+            table = masks.at(table, contestant.masks)
         if contestant.kept and pruning is not None:
             table = pruning.at(table, bench.job.graph.edges, pruning.kept(contestant.kept))
         totals[contestant.name] = (total_ms(table, bench.graph_of(contestant.kept).edges, precisions), table)

@@ -143,7 +143,7 @@ def formulate(
         ]
         weights, biases = groups.parameters(layer)
         stored = [_split(_stored(layer, option, weights, biases, offered), groups) for option in chosen]
-        resident = [_split(weights.times(runtime_weight_bits[p] // 8).plus(biases.times(4)), groups) for p, _ in chosen]
+        resident = [_split(weights.times(runtime_weight_bits[p] / 8).plus(biases.times(4)), groups) for p, _ in chosen]
         options = tuple(
             LayerOption(
                 precision=precision,
@@ -195,7 +195,7 @@ def formulate(
 
 def _stored(layer: Layer, option: Option, weights: Size, biases: Size, masks: MaskTables) -> Size:
     """Stored bytes of a layer's option. Fewer channels are taken to compress as all do."""
-    plain = weights.times(option[0].weight_bits // 8).plus(biases.times(4))
+    plain = weights.times(option[0].weight_bits / 8).plus(biases.times(4))
     if not masks.compressed:
         return plain
     return plain.times(_compressed_share(layer, option, masks)).plus(constant(masks.other_bytes))

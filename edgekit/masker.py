@@ -87,6 +87,8 @@ class Masker:
         graph, recipe = job.graph, job.data.recipe
         samples = spread(self.pruner.judging, SENSITIVITY_SAMPLES)
         seen: dict[str, Any] = {"observer": recipe.observer, "percentile": recipe.percentile, "samples": samples.digest}
+        results = job.device.backend.quantizes_results
+        seen |= {"results": True} if results else {}
         keys = {v: self._key(layer=v[0], precision=v[1].value, mask=v[2].value, **seen) for v in variants}
         known = {v: float(found) for v in variants if (found := cache.read_json("losses", keys[v])) is not None}
         missing = [variant for variant in variants if variant not in known]
@@ -96,7 +98,7 @@ class Masker:
             def model_of(variant: Variant) -> bytes:
                 name, precision, mask = variant
                 made = put_masked(graph, {name: solved[mask][name]})
-                return to_bytes(apply_precisions(made, {name: precision}, ranges))
+                return to_bytes(apply_precisions(made, {name: precision}, ranges, results))
 
             with job.progress.stage("sensitivity of masks", len(missing)) as advance:
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from edgekit.backends import Artifact
-from edgekit.cost.measured import MeasuredCosts
+from edgekit.cost.measured import FLOAT_PRECISIONS, MeasuredCosts
 from edgekit.cost.table import CostTable, anchored, layer_times_ms
 from edgekit.errors import InfeasibleError, InputError
 from edgekit.formulate import Losses, Planning, formulate, limits_of
@@ -38,6 +38,8 @@ _RACE_S = 4.0
 _FAITHFUL = 1.25
 # Times that a plan is made anew for the bytes by which the last one's file was too large.
 _FITTINGS = 3
+# Besides float: what Q/DQ pairs in the hub model can say, so that its loss can be measured.
+_QUANTIZED = (Precision.INT8, Precision.W8)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def make_plan(bench: Workbench, scorer: Scorer) -> Planned:
     float_score = scorer.score(bench.artifact({}, Precision.FP32), "float")
     base, base_score, dropped = _choose_base(bench, scorer, float_score)
     sized = job.budget.weight_bytes is not None or job.budget.memory_bytes is not None
-    costs = bench.costs(base, weight_only=sized)
+    costs = judgeable(bench.costs(base, weight_only=sized))
     if costs.table.unknown and job.budget.latency_ms is not None:
         raise InputError(f"--latency cannot be promised: {costs.table.unknown}", "or plan without --latency")
     # The float precision is chosen for the whole model: its loss is measured there and shared evenly by the layers.
@@ -288,15 +290,24 @@ def _bits_only(bench: Workbench, scorer: Scorer, measured: Measured) -> Planned:
     with job.progress.stage("plan"):
         front = pareto(planning.problem, limits_of(job.budget))
     drop_of = _drop_of(bench, scorer, planning, measured.float_score)
-    limits = limits_of(job.budget)
-    for _ in range(_FITTINGS):
-        tried = fastest_keeping(planning.problem, limits, job.budget.max_drop, drop_of)
-        plan = planning.plan(tried[0].solution)
-        tighter = _tighter(bench, plan, planning.table.base, limits)
+    tried = _fitting(bench, planning, limits_of(job.budget), drop_of)
+    return Planned(planning, planning.plan(tried[0].solution), tried, front, measured.dropped, measured.float_score)
+
+
+def _fitting(
+    bench: Workbench, planning: Planning, limits: Limits, drop_of: Callable[[Solution], float]
+) -> tuple[Tried, ...]:
+    """Scored plans, the best first, whose file is no larger than the size budget. Raises `InfeasibleError`."""
+    for _ in range(_FITTINGS + 1):
+        tried = fastest_keeping(planning.problem, limits, bench.job.budget.max_drop, drop_of)
+        tighter = _tighter(bench, planning.plan(tried[0].solution), planning.table.base, limits)
         if tighter is None:
-            break
+            return tried
         limits = tighter
-    return Planned(planning, plan, tried, front, measured.dropped, measured.float_score)
+    raise InfeasibleError(
+        "no plan was found whose file fits the size budget: files hold more than the layers that a plan counts",
+        "raise --size",
+    )
 
 
 def _tighter(bench: Workbench, plan: Plan, base: Precision, limits: Limits) -> Limits | None:
@@ -365,7 +376,7 @@ def plan_again(
     limits = limits_of(job.budget, planned.plan.predicted.loss)
     drop_of = _drop_of(bench, scorer, planning, planned.float_score)
     try:
-        tried = fastest_keeping(planning.problem, limits, job.budget.max_drop, drop_of)
+        tried = _fitting(bench, planning, limits, drop_of)
     except InfeasibleError:
         return None
     front = pareto(planning.problem, limits)
@@ -401,11 +412,22 @@ def _choose_base(
     return Precision.FP32, float_score, dropped
 
 
+def judgeable(costs: MeasuredCosts) -> MeasuredCosts:
+    """Without the options whose loss cannot be measured: a plan would take them for lossless."""
+    known = (*FLOAT_PRECISIONS, *_QUANTIZED)
+    times = costs.table.latency_ms
+    kept = {name: {p: ms for p, ms in row.items() if p in known} for name, row in times.items()}
+    unknown = sorted({p.value for row in times.values() for p in row if p not in known})
+    reason = "nothing measures what it loses: no plan uses it"
+    dropped = tuple(DroppedOption(word, "model", reason) for word in unknown)
+    return MeasuredCosts(replace(costs.table, latency_ms=kept), costs.dropped + dropped)
+
+
 def _losses(bench: Workbench, costs: MeasuredCosts, share: float) -> dict[str, dict[Precision, float]]:
     """Loss of each option in the cost table, on top of the base's own."""
     times = costs.table.latency_ms
     losses = {name: dict.fromkeys(row, share) for name, row in times.items()}
-    for precision in (Precision.INT8, Precision.W8):
+    for precision in _QUANTIZED:
         offered = [name for name, row in times.items() if precision in row]
         for name, loss in bench.losses(precision, offered).items():
             losses[name][precision] += loss

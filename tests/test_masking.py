@@ -7,24 +7,33 @@ import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit import bundle, catalog, differences
+from edgekit.backends import backend
 from edgekit.compress.parameters import weight_array
 from edgekit.deflate import deflate
+from edgekit.deployment import _forecast
 from edgekit.entries import DeviceProfile
 from edgekit.errors import InfeasibleError
 from edgekit.formulate import Planning, formulate, limits_of, weight_bytes
 from edgekit.graph import Graph
+from edgekit.guards import Contestant
+from edgekit.job import prepare
 from edgekit.masker import layer_bytes, masked_bytes
 from edgekit.masking import MaskTables
 from edgekit.planner import evaluate, solve
+from edgekit.planning import Planned
+from edgekit.stages import Workbench
 from edgekit.types import Budget, Mask, Precision
+from tests import zoo
 from tests.quantized import case
 from tests.test_bundle import pack, refused, sign, source  # noqa: F401
 from tests.test_formulate import BITS, planted
@@ -117,6 +126,58 @@ def test_two_of_four_saves_time_and_nothing_else() -> None:
     for name, mask in plan.masks().items():
         assert mask is Mask.TWO_OF_FOUR
         assert table.latency_ms[name][INT8] == pytest.approx(plain.table.latency_ms[name][INT8] / 1.6)
+
+
+def test_a_board_that_is_not_at_hand_gains_by_a_mask_too() -> None:
+    plain = planted(case("conv_net").graph)
+    layers = [layer.name for layer in plain.graph.layers if layer.weights]
+    tables = MaskTables({name: {(INT8, Mask.TWO_OF_FOUR): 0.0} for name in layers}, sparse_speedup=1.6)
+    planning = formulate(plain.graph, plain.table, plain.losses, BITS, masks=tables)
+    solution = solve(planning.problem, limits_of(Budget()))
+    plan = planning.plan(solution)
+    assert plan.masks()
+    bench: Any = SimpleNamespace(job=SimpleNamespace(graph=plain.graph), graph_of=lambda kept: plain.graph)
+    unscored: Any = None
+    floating = dict.fromkeys(plan.precisions(), Precision.FP32)
+    planned = Planned(planning, plan, (), (), (), unscored)
+    contestants = [
+        Contestant("float", floating, unscored, unscored, unscored, 0),
+        Contestant("plan", plan.precisions(), unscored, unscored, unscored, 0, planned, masks=plan.masks()),
+    ]
+    found = _forecast(bench, planned, contestants)
+    assert found["plan"].latency_ms.p50 == pytest.approx(solution.totals.latency_ms)
+    whole = evaluate(planning.problem, tuple(0 for _ in planning.problem.layers)).latency_ms
+    assert found["float"].latency_ms.p50 == pytest.approx(whole)
+
+
+def test_masks_lose_by_8_bit_results_too_where_a_runtime_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    onnx.save(zoo.conv_net(), tmp_path / "model.onnx")
+    job = prepare(tmp_path / "model.onnx", "host", use_synthetic=True, threads=1)
+    # The layer before the model's output: nothing else would quantize what it writes.
+    variant = (job.graph.layers[-1].name, INT8, Mask.TWO_OF_FOUR)
+    losses = []
+    for name in ("openvino", "tflite"):
+        bench = Workbench(replace(job, device=replace(job.device, backend=backend(name))))
+        losses.append(bench.masker.losses([variant], bench.ranges)[variant])
+    assert losses[0] < losses[1]
+
+
+def test_weights_below_a_byte_take_their_share_of_it() -> None:
+    plain = planted(case("conv_net").graph)
+    w4 = Precision.W4
+    table = replace(
+        plain.table, latency_ms={name: {**row, w4: row[Precision.FP32]} for name, row in plain.table.latency_ms.items()}
+    )
+    losses = {name: {**row, w4: 0.1} for name, row in plain.losses.items()}
+    planning = formulate(plain.graph, table, losses, {**BITS, w4: 4})
+    for layer, counted in zip(plain.graph.layers, planning.problem.layers, strict=True):
+        (option,) = [option for option in counted.options if option.precision is w4]
+        exact = layer.weight_elements / 2 + 4 * layer.bias_elements
+        assert abs(option.weight_bytes - exact) <= 0.5
+        assert option.memory_bytes == option.weight_bytes
 
 
 def test_forbidden_precisions_take_their_masks_along() -> None:

@@ -3,7 +3,7 @@
 A layer reads in 8 bit where it is int8. Operators that a Q/DQ pair stands before (`TRANSPARENT_OPS`) want what their
 own readers want, in both widths where these differ; such that a pair is pushed up through (`PUSHED_OPS`, Concat among
 them) run in 8 bit only where nothing wants their float result. A residual Add reads 8 bit where all layers before it
-are int8. Everything else reads float.
+are int8 and one behind it. Everything else reads float.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def find_demands(flow: Flow, inputs: Mapping[str, tuple[str, ...]]) -> dict[tupl
                 one = frozenset({layer})
                 found[step, name] = Demand(one, one) if name in inputs[layer] else FLOAT
             elif step in adds:
-                found[step, name] = Demand(adds[step])
+                found[step, name] = Demand(adds[step]) if _fed(node, frozenset(inputs)) else FLOAT
             elif is_op(node, *TRANSPARENT_OPS, *PUSHED_OPS):
                 needs = both(of_readers(flow, o.name, found) for o in node.outputs if o.name)
                 alone = needs.float_if == needs.int8_if and len(needs.int8_if) == 1
@@ -73,7 +73,8 @@ def of_readers(flow: Flow, name: str, demands: Mapping[tuple[int, str], Demand])
 
 def quantizable_adds(flow: Flow, layers: frozenset[str]) -> dict[int, frozenset[str]]:
     """Residual Adds by step, each with the layers that must all be int8 for it to read 8 bit: those that make its
-    operands, directly or through other such Adds.
+    operands, directly or through other such Adds. Where a single layer reads the sum, it is among them; where several
+    do, one of those is taken to be int8.
     """
     found: dict[int, frozenset[str]] = {}
     place = {node: step for step, node in enumerate(flow.nodes)}
@@ -90,8 +91,22 @@ def quantizable_adds(flow: Flow, layers: frozenset[str]) -> dict[int, frozenset[
             else:
                 needed = needed | found[place[maker]] if place[maker] in found else None
         if needed:
-            found[step] = needed
+            fed = _fed(node, layers)
+            found[step] = needed | fed if len(fed) == 1 else needed
     return found
+
+
+def _fed(node: ir.Node, layers: frozenset[str]) -> frozenset[str]:
+    """The layers that read a node's result as it is, or summed with others."""
+    found, seen, waiting = set[str](), {node}, [node]
+    while waiting:
+        for reader in waiting.pop().outputs[0].consumers():
+            if (name := reader.name or "") in layers:
+                found.add(name)
+            elif is_op(reader, *TRANSPARENT_OPS, "Relu", "Clip", "Add") and reader not in seen:
+                seen.add(reader)
+                waiting.append(reader)
+    return frozenset(found)
 
 
 def _maker(value: ir.Value | None) -> ir.Node | None:

@@ -89,13 +89,13 @@ def live_steps(graph: Graph) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, .
 def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision]) -> int:
     """The largest sum of live activation bytes over all steps. Layers that ``precisions`` does not name are float32.
 
-    Float tensors that are not 8-bit take 4 bytes an element; or 2 where every layer is bf16, fp16 or int8 and at least
-    one is not int8, because such a model runs with a 16-bit float type throughout.
+    Float tensors that are not 8-bit take 4 bytes an element; or 2 where a layer is bf16 or fp16 and none is fp32,
+    because such a model runs with a 16-bit float type throughout.
     """
     tensors, steps = live_steps(graph)
     chosen = {layer.name: precisions.get(layer.name, Precision.FP32) for layer in graph.layers}
     kinds = set(chosen.values())
-    half = kinds <= {Precision.BF16, Precision.FP16, Precision.INT8} and not kinds <= {Precision.INT8}
+    half = Precision.FP32 not in kinds and not kinds.isdisjoint({Precision.BF16, Precision.FP16})
     sizes = []
     for tensor in tensors:
         domains = {"int8" if chosen[name] is Precision.INT8 else "float" for name in tensor.deciders}

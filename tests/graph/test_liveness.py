@@ -175,6 +175,9 @@ def test_half_precision_base(tmp_path: Path) -> None:
     assert peak_activation_bytes(graph, uniform(graph, Precision.FP16)) * 2 == full
     assert peak_activation_bytes(graph, uniform(graph, Precision.BF16)) * 2 == full
     assert peak_activation_bytes(graph, uniform(graph, Precision.W8)) == full
+    for beside in (Precision.W8, Precision.W4):  # weights alone do not change what the model runs in
+        mixed = uniform(graph, Precision.BF16) | {graph.layers[0].name: beside}
+        assert peak_activation_bytes(graph, mixed) * 2 == full
     one_float = uniform(graph, Precision.FP16) | {graph.layers[0].name: Precision.FP32}
     assert peak_activation_bytes(graph, one_float) == full
 

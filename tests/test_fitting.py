@@ -1,0 +1,46 @@
+"""Plans whose files hold more than the layers that they count, under a size budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgekit.backends import Artifact
+from edgekit.errors import InfeasibleError
+from edgekit.formulate import limits_of
+from edgekit.planning import _fitting
+from edgekit.types import Budget, Plan, Precision
+from tests.quantized import case
+from tests.test_formulate import planted
+
+PLANNING = planted(case("conv_net").graph)
+FLOAT_BYTES = sum(4 * (layer.weight_elements + layer.bias_elements) for layer in PLANNING.graph.layers)
+BUDGET = Budget(weight_bytes=FLOAT_BYTES // 2)
+
+
+def fitted(file_bytes: Callable[[int], int]) -> Plan:
+    """The plan under half of the float weights, where a file takes so many bytes for those that the plan counts."""
+
+    def artifact_of(plan: Plan, base: Precision) -> Artifact:
+        return Artifact(Path("model.xml"), (), base, file_bytes(plan.predicted.weight_bytes))
+
+    bench: Any = SimpleNamespace(job=SimpleNamespace(budget=BUDGET), artifact_of=artifact_of)
+    return PLANNING.plan(_fitting(bench, PLANNING, limits_of(BUDGET), lambda solution: 0.0)[0].solution)
+
+
+@pytest.mark.parametrize("other_bytes", [0, 1, 300, FLOAT_BYTES // 8])
+def test_what_a_file_holds_besides_is_taken_off_the_budget(other_bytes: int) -> None:
+    plan = fitted(lambda counted: counted + other_bytes)
+    assert BUDGET.weight_bytes is not None
+    assert plan.predicted.weight_bytes + other_bytes <= BUDGET.weight_bytes
+
+
+def test_a_plan_whose_file_never_fits_is_no_plan() -> None:
+    assert BUDGET.weight_bytes is not None
+    too_large = BUDGET.weight_bytes + 1
+    with pytest.raises(InfeasibleError, match="file fits the size budget"):
+        fitted(lambda counted: too_large)
