@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
+import os
 
 import onnx
 import onnx_ir as ir
@@ -73,9 +72,9 @@ def _optimise(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        file = Path(folder) / "model.onnx"
-        options.optimized_model_filepath = str(file)
+    # A file in memory: nothing is left of it, however this process ends.
+    with os.fdopen(os.memfd_create("model.onnx"), "rb") as file:
+        options.optimized_model_filepath = f"/proc/self/fd/{file.fileno()}"
         try:
             ort.InferenceSession(
                 model.SerializeToString(),
@@ -96,7 +95,7 @@ def _optimise(model: onnx.ModelProto, where: str) -> onnx.ModelProto:
                 f"{where}: onnxruntime cannot execute the model: {first_line(error)}",
                 "Check the input shapes and that every operator is a standard one.",
             ) from None
-        optimised = onnx.load(file)
+        optimised = onnx.load_from_string(file.read())
     used = {node.domain for node in all_nodes(optimised.graph)} | {""}
     imports = [o for o in optimised.opset_import if o.domain in used]
     del optimised.opset_import[:]
