@@ -60,7 +60,7 @@ def test_clipping_pays_in_a_long_tailed_channel_only():
 
 
 def test_importance_moves_the_scale():
-    array = np.append(RNG.normal(size=20_000), 6.0)[None]
+    array = np.append(np.random.default_rng(0).normal(size=20_000), 6.0)[None]
     weight = np.append(np.ones(20_000), 1e6)
     _, alone = quantize_weights(array, 0, "mse")
     _, weighted = quantize_weights(array, 0, "mse", weight)
