@@ -249,8 +249,8 @@ def test_a_program_that_hogs_the_core_is_noticed_and_the_race_still_ends(tmp_pat
     assert held is not None
     assert list(held.cores) == cores
     assert held.other_load is not None
-    assert held.other_load > 0.2
-    assert held.disturbed > 0.2
+    assert held.other_load > 0.1, "half of the core, less where the machine has more to do than these two"
+    assert held.disturbed > 0.1
     assert held.rounds - held.discarded >= 10, "the least disturbed rounds count where none is calm"
 
 
