@@ -11,11 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-_SOURCES = """\
-deb [signed-by={keyring}] http://deb.debian.org/debian {suite} main
-deb [signed-by={keyring}] http://deb.debian.org/debian {suite}-updates main
-deb [signed-by={keyring}] http://deb.debian.org/debian-security {suite}-security main
-"""
 # Later than what the system's own configuration says, of which the network's part is kept (proxies, certificates).
 _CONFIG = """\
 {network}
@@ -64,7 +59,7 @@ def download(names: Sequence[str], architecture: str, suite: str, folder: Path) 
     for part in ("state/lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     (folder / "status").touch()
-    (folder / "sources.list").write_text(_SOURCES.format(keyring=KEYRING, suite=suite))
+    (folder / "sources.list").write_text(_sources(suite))
     network = _run(["apt-config", "dump", "Acquire"])
     config = folder / "apt.conf"
     config.write_text(_CONFIG.format(network=network, architecture=architecture, folder=folder))
@@ -72,6 +67,15 @@ def download(names: Sequence[str], architecture: str, suite: str, folder: Path) 
     _run(["apt-get", "-q", "update"], environment)
     _run(["apt-get", "-q", "-y", "--download-only", "install", *names], environment)
     return sorted((folder / "cache" / "archives").glob("*.deb"))
+
+
+def _sources(suite: str) -> str:
+    """The mirrors that this system's own apt is set to, for packages of any architecture. Raises `Unavailable`."""
+    rows = _run(["apt-get", "indextargets", "--format", "$(SITE) $(RELEASE) $(COMPONENT)"]).splitlines()
+    mirrors = sorted({row for row in rows if row.endswith(" main") and row.split()[1].split("-")[0] == suite})
+    if not mirrors:
+        raise Unavailable(f"apt here knows no mirror of Debian {suite}")
+    return "".join(f"deb [signed-by={KEYRING}] {mirror}\n" for mirror in mirrors)
 
 
 def unpack(packages: Sequence[Path], root: Path) -> None:
