@@ -153,34 +153,6 @@ def fit(rows: Sequence[Row], cells: Sequence[Cell], priors: Priors | None = None
     return Fitted(found)
 
 
-def updated(before: Coefficients, rows: Sequence[tuple[Array, float]], error: float) -> Coefficients:
-    """The coefficients after more rows of their own cell: (features, latency in ms), each known to the relative
-    ``error``. The iterated update of a Kalman filter (Bell and Cathey, 1993): exact where the model is linear.
-    """
-    if not rows:
-        return before
-    features = np.array([x for x, _ in rows], float)
-    measured = np.log([ms for _, ms in rows])
-    # A network's own misfit, which the coefficients are not to blame for, counts once for each network.
-    doubt = np.eye(len(rows)) * (before.family**2 + before.noise**2 + error**2)
-    mean = before.log_mean.copy()
-    gain = jacobian = np.zeros((0, 0))
-    for _ in range(_ROUNDS):
-        parts = features * np.exp(mean)
-        total = parts.sum(axis=1)
-        jacobian = parts / total[:, None]
-        spread = jacobian @ before.covariance @ jacobian.T + doubt
-        gain = np.linalg.solve(spread, jacobian @ before.covariance).T
-        step = before.log_mean + gain @ (measured - np.log(total) - jacobian @ (before.log_mean - mean)) - mean
-        mean = mean + step * min(1.0, 1.0 / max(float(np.abs(step).max()), 1e-12))
-        if float(np.abs(step).max()) < _CLOSE:
-            break
-    kept = np.eye(len(mean)) - gain @ jacobian
-    # Joseph's form: stays symmetric and positive whatever the rounding.
-    covariance = kept @ before.covariance @ kept.T + gain @ doubt @ gain.T
-    return Coefficients(mean, covariance, before.family, before.noise)
-
-
 def _noise(residual: Array, priors: Priors) -> float:
     """Scale of the residuals from their median size, drawn to the prior as by ten rows of it."""
     robust = 1.4826 * float(np.median(np.abs(residual)))

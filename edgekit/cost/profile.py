@@ -9,14 +9,13 @@ less. The interval comes from the covariance of the factors and from what held-o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.cost.anchoring import corrected
-from edgekit.cost.fit import Coefficients, updated
 from edgekit.cost.table import CostTable, anchored, crossing_elements
 from edgekit.cost.work import FEATURES, Units, Work, element_bytes, features, macs_by_kind, work_of
 from edgekit.errors import InputError
@@ -150,31 +149,6 @@ def cost_table(
     evidence = "; ".join(f"{p.value}: {one.costs.evidence}" for p, one in priced.items())
     same = dict.fromkeys(latency, base)
     return CostTable(base, same, latency, anchors, boundary, upper, f"{profile.name}, {runtime}, {evidence}")
-
-
-def updated_costs(
-    cost: Costs, profile: DeviceProfile, measured: Sequence[tuple[Sequence[Work], float]], error: float = 0.05
-) -> Costs:
-    """The costs after latencies that were measured on the user's own device: (kernels of a network that ran in the
-    precision and threads of ``cost``, milliseconds) each, known to the relative ``error``.
-
-    A Bayesian update: the factors move as far as their covariance lets them, and its shrinking is what the rows teach.
-    A few points do not wreck a profile; they teach most what the networks that were measured spend their time on.
-    """
-    part = profile.part(cost.processor)
-    assert part is not None  # the profile was checked
-    factors, covariance = _vectors(cost, profile.name)
-    given = units(profile, part, cost.precision, cost.threads)
-    before = Coefficients(np.log(factors), covariance, cost.spread, 0.0)
-    after = updated(before, [(_whole(work, given), ms) for work, ms in measured], error)
-    lower = tuple(" ".join(f"{v:.4f}" for v in row[: i + 1]) for i, row in enumerate(after.covariance))
-    return replace(
-        cost,
-        factors={name: float(f"{np.exp(mean):.4g}") for name, mean in zip(FEATURES, after.log_mean, strict=True)},
-        covariance=lower,
-        rows=cost.rows + len(measured),
-        evidence=f"{len(measured)} networks measured on this device, upon: {cost.evidence}",
-    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgekit.cost.fit import Array, Cell, Coefficients, Row, fit, predict, updated
+from edgekit.cost.fit import Array, Cell, Coefficients, Row, fit, predict
 from edgekit.cost.work import FEATURES
 from edgekit.types import Precision
 
@@ -117,30 +117,3 @@ def test_more_work_never_costs_less(work: list[float], place: int, more: float) 
     greater = less.copy()
     greater[place] += more
     assert predict(found, greater)[0] >= predict(found, less)[0]
-
-
-def test_an_update_moves_towards_what_was_measured_and_knows_more() -> None:
-    before = fit(rows((HERE,)), [THERE])[THERE]
-    rng = np.random.default_rng(4)
-    measured = [(x, float(truth(THERE) @ x)) for x in (network(rng) for _ in range(4))]
-    after = updated(before, measured, 0.03)
-    fresh = [network(rng) for _ in range(30)]
-
-    def error(found: Coefficients) -> float:
-        return float(np.median([abs(predict(found, x)[0] / float(truth(THERE) @ x) - 1) for x in fresh]))
-
-    assert error(after) < 0.6 * error(before)
-    assert np.median([predict(after, x)[1] / predict(before, x)[1] for x in fresh]) < 0.9
-    assert np.all(np.linalg.eigvalsh(after.covariance) > 0)
-
-
-def test_one_absurd_point_does_not_wreck_a_profile_that_knows_its_board() -> None:
-    before = fit(rows((HERE,)), [HERE])[HERE]
-    x, other = network(np.random.default_rng(4)), network(np.random.default_rng(6))
-    after = updated(before, [(x, 10 * float(truth(HERE) @ x))], 0.03)
-    assert 1.0 < predict(after, other)[0] / predict(before, other)[0] < 2.5
-
-
-def test_no_rows_update_nothing() -> None:
-    before = fit(rows((HERE,)), [HERE])[HERE]
-    assert updated(before, [], 0.03) is before

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from benchmarks.profiles.published import published, tables
 from edgekit.catalog import device_profiles, structure
-from edgekit.cost.profile import REACH, cost_table, predict_from_profile, predict_work, updated_costs
+from edgekit.cost.profile import REACH, cost_table, predict_from_profile, predict_work
 from edgekit.cost.table import predict_ms
 from edgekit.cost.work import FEATURES, MAC_KINDS, Work, macs_by_kind, work_of
 from edgekit.entries import Costs, DeviceProfile, Memory, Processor
@@ -144,17 +144,6 @@ def test_kinds_alike_to_a_measured_one_are_predicted_with_the_doubt_said() -> No
     assert "no row has conv3x3" in figure.source
     assert ask([replace(KERNEL, kind="depthwise")], board=board).kind is Kind.NONE
     assert ask([KERNEL], INT8, board).kind is Kind.NONE
-
-
-def test_a_measured_latency_draws_the_costs_to_it() -> None:
-    known = costs(FP32)
-    before = ask([KERNEL], board=profile(known))
-    after_costs = updated_costs(known, BOARD, [([KERNEL], 2 * before.value)])
-    after = ask([KERNEL], board=profile(after_costs))
-    assert 1.2 * before.value < after.value < 2 * before.value
-    assert after.high / after.value < before.high / before.value
-    assert "1 networks measured on this device" in after.source
-    assert after_costs.rows == known.rows + 1
 
 
 def test_the_interval_widens_with_the_distance_from_what_was_measured() -> None:
