@@ -253,7 +253,14 @@ class TestBundle:
 
     @pytest.mark.parametrize(
         "changes",
-        [{"size": 7}, {"size": 1 << 40}, {"sha256": "0" * 64}, {"from": "model.xml"}, {"from": "../model.bin.gz"}],
+        [
+            {"size": 7},
+            {"size": -1},
+            {"size": 1 << 40},
+            {"sha256": "0" * 64},
+            {"from": "model.xml"},
+            {"from": "../model.bin.gz"},
+        ],
     )
     def test_what_expands_to_something_else_is_refused(self, packed: Path, changes: dict[str, Any]) -> None:
         artifact = bundle.read_manifest(packed)["artifact"]

@@ -20,7 +20,7 @@ def expanded(folder, artifact, name):
         packed = file.read()
     unpacker = zlib.decompressobj(GZIP)
     try:  # whatever it pretends to hold, it takes no more memory
-        content = unpacker.decompress(packed, entry["size"] + 1)
+        content = unpacker.decompress(packed, max(entry["size"], 0) + 1)  # 0 would mean without a limit
     except zlib.error as error:
         raise ValueError("%s cannot be expanded: %s" % (entry["from"], error)) from None
     if len(content) != entry["size"] or hashlib.sha256(content).hexdigest() != entry["sha256"]:
