@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,8 +53,10 @@ def way_to(board: Board, **options: Any) -> Iterator[tuple[SshTransport, Notes]]
     """A transport whose connection is closed afterwards."""
     notes = Notes()
     transport = SshTransport(board, ("openvino>=2025.2", "numpy"), notes, **options)
-    yield transport, notes
-    transport._link = None
+    try:
+        yield transport, notes
+    finally:
+        transport._link = None
 
 
 def program(folder: Path, text: str, name: str = "some_runner.py") -> Path:
@@ -125,7 +127,7 @@ def test_no_text_becomes_a_command(odd: str, bench: TestBoard, tmp_path: Path) -
     """A work folder of any name, and the same for the Python and the files."""
     work = bench.folder / f"odd {odd}"
     python = tmp_path / f"python {odd}"
-    python.symlink_to(Path(shutil.which("python3") or "/usr/bin/python3"))
+    python.symlink_to(sys.executable)  # not what PATH calls python3: a shim there goes by the name it is called by
     board = Board("bench", bench.board.host, "", str(python), str(work), bench.board.ssh_config)
     with way_to(board) as (transport, _):
         document = transport.run_job(program(tmp_path, TELL), {"action": odd, "inputs": None}, 20)
