@@ -4,10 +4,10 @@
 
 With --channels every plan also keeps, in about half of the channel groups, fewer channels: one of the counts that fill
 steps of the device. The plans differ in their share of int8 layers and in the pattern: random layers, the first layers,
-or blocks. All race interleaved with the two uniform models (the anchors). Each plan is predicted three ways: by the
-cost table as it was measured earlier; by the same table scaled to the anchors of this race; and between these anchors
-by the share of multiply-accumulates in int8 (times what is left of them). The table comes from the cache where an
-earlier run left it there.
+or blocks. All race interleaved with the two uniform models and those that alternate, which the table was made from
+(the anchors). Each plan is predicted three ways: by the cost table as it was measured earlier; by the same table at the
+pace of the anchors in this race; and between the uniform models of this race by the share of multiply-accumulates in
+int8 (times what is left of them). The table comes from the cache where an earlier run left it there.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from rich.table import Table
 
 from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.zoo import prepare
-from edgekit.cost.shapes import ShapeTable, fit_shapes
-from edgekit.cost.table import CostTable, mac_baseline_ms, predict_ms, re_anchored
+from edgekit.cost.crossings import alternating
+from edgekit.cost.shapes import ShapeTable
+from edgekit.cost.table import CostTable, at_pace, mac_baseline_ms, pace, predict_ms, total_ms
 from edgekit.errors import EdgekitError
 from edgekit.graph import Graph
 from edgekit.job import Job
 from edgekit.progress import OnConsole
-from edgekit.pruning import PruningTables, keep_counts
+from edgekit.pruning import PruningTables, fit_tables, keep_counts
 from edgekit.results import DeviceInfo
 from edgekit.stages import Workbench
 from edgekit.types import Figure, Precision
@@ -109,7 +110,7 @@ def random_kept(tables: PruningTables, rng: random.Random) -> dict[str, int]:
     return found
 
 
-def pruning_tables(bench: Workbench, table: CostTable) -> PruningTables:
+def pruning_tables(bench: Workbench, table: CostTable) -> tuple[CostTable, PruningTables]:
     """Shapes of every count that fills steps, whatever it loses: only latencies are asked for here."""
     channels, sizes = bench.pruner.channels, bench.pruner.sizes
     step = bench.job.profile.channel_step
@@ -118,7 +119,7 @@ def pruning_tables(bench: Workbench, table: CostTable) -> PruningTables:
         channels, sizes, ShapeTable({}), {n: dict.fromkeys(row, 0.0) for n, row in counts.items()}, {}
     )
     profiles = bench.shape_profiles(table, {index: tables.counts(index) for index in tables.offered})
-    return replace(tables, shapes=fit_shapes(sizes, tables.full, table, profiles))
+    return fit_tables(tables, table, bench.job.graph.edges, profiles)
 
 
 def measure(job: Job, plans: int, seed: int, seconds: float, channels: bool) -> Result:
@@ -132,14 +133,17 @@ def measure(job: Job, plans: int, seed: int, seconds: float, channels: bool) -> 
         raise EdgekitError(f"{job.model_path.name}: no layer of it executes in int8 here")
     rng = random.Random(seed)
     chosen = {"float": frozenset[str](), "int8": frozenset(able)}
+    chosen |= {title: frozenset(layers) for title, layers in alternating(able).items()}
+    anchors = tuple(chosen)
     for number in range(plans):
         pattern = PATTERNS[number % len(PATTERNS)]
         share = rng.uniform(LEAST_SHARE, MOST_SHARE)
         chosen[f"{pattern} {number}"] = random_plan(able, pattern, share, rng)
-    tables = pruning_tables(bench, table) if channels else None
+    tables: PruningTables | None = None
+    if channels:
+        table, tables = pruning_tables(bench, table)
     kept: dict[str, dict[str, int]] = {
-        title: random_kept(tables, rng) if tables is not None and title not in ("float", "int8") else {}
-        for title in chosen
+        title: random_kept(tables, rng) if tables is not None and title not in anchors else {} for title in chosen
     }
     precisions = {
         title: {name: Precision.INT8 if name in layers else base for name in names} for title, layers in chosen.items()
@@ -153,10 +157,12 @@ def measure(job: Job, plans: int, seed: int, seconds: float, channels: bool) -> 
         raced = job.device.race(artifacts, seconds)
     float_ms = raced["float"].latency_ms.p50
     int8_ms = float_ms * raced["int8"].ratio
-    now = re_anchored(table, {base: float_ms, Precision.INT8: int8_ms})
+    seen = [(total_ms(table, job.graph.edges, precisions[title]), float_ms * raced[title].ratio) for title in anchors]
+    now = at_pace(table, pace(seen))
+    uniform = replace(table, anchors_ms={base: float_ms, Precision.INT8: int8_ms})
     whole_macs = sum(layer.macs for layer in job.graph.layers)
     rows = []
-    for title in list(precisions)[2:]:
+    for title in list(precisions)[len(anchors) :]:
         plan, row = precisions[title], raced[title]
         smaller = bench.pruner.cut(kept[title]) if kept[title] else job.graph
         predicted = _predicted(tables, now, job, kept[title], smaller, plan)
@@ -173,7 +179,7 @@ def measure(job: Job, plans: int, seed: int, seconds: float, channels: bool) -> 
                 anchored_ms=predicted.value or 0.0,
                 anchored_low_ms=predicted.low or 0.0,
                 anchored_high_ms=predicted.high or 0.0,
-                mac_ms=mac_baseline_ms(now, smaller.layers, plan) * left,
+                mac_ms=mac_baseline_ms(uniform, smaller.layers, plan) * left,
             )
         )
     target = job.target.name
@@ -216,7 +222,7 @@ def errors(result: Result) -> dict[str, Errors]:
     ]
     return {
         "table as measured earlier": of([row.table_ms for row in rows], earlier),
-        "anchored in this race": of([row.anchored_ms for row in rows], now),
+        "at the pace of this race": of([row.anchored_ms for row in rows], now),
         "MACs between the anchors": of([row.mac_ms for row in rows], None),
     }
 

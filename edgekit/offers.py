@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgekit.compress.masks import can_be_masked
-from edgekit.cost.measured import MeasuredCosts
-from edgekit.cost.shapes import ShapeTable, fit_shapes
+from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable
 from edgekit.masking import MaskTables, Option
-from edgekit.pruning import PruningTables, keep_counts
+from edgekit.pruning import PruningTables, fit_tables, keep_counts
 from edgekit.results import DroppedOption
 from edgekit.stages import Workbench
 from edgekit.types import Mask, Precision
@@ -25,9 +24,10 @@ WORTHWHILE = 0.001
 
 
 def offer_pruning(
-    bench: Workbench, costs: MeasuredCosts, sized: bool
-) -> tuple[PruningTables | None, tuple[DroppedOption, ...]]:
-    """What pruning offers on this device, and what it does not, with the reason; None where it offers nothing.
+    bench: Workbench, table: CostTable, sized: bool
+) -> tuple[CostTable, PruningTables | None, tuple[DroppedOption, ...]]:
+    """What pruning offers on this device, and what it does not, with the reason; None where it offers nothing. The cost
+    table comes back with what was learnt of it by the way.
 
     The mildest option of every group is tried first, and the next one only where that one was not hopeless. ``sized``
     offers what saves size alone as well.
@@ -59,15 +59,14 @@ def offer_pruning(
         waiting = {name: counts for name, counts in waiting.items() if counts}
     losses = {name: row for name, row in losses.items() if len(row) > 1}
     if not losses:
-        return None, tuple(dropped)
+        return table, None, tuple(dropped)
     tables = PruningTables(pruner.channels, pruner.sizes, ShapeTable({}), losses, {})
     offered = {index: tables.counts(index) for index in tables.offered}
-    profiles = bench.shape_profiles(costs.table, offered)
-    tables = replace(tables, shapes=fit_shapes(tables.sizes, tables.full, costs.table, profiles), profiles=profiles)
+    table, tables = fit_tables(tables, table, bench.job.graph.edges, bench.shape_profiles(table, offered))
     if not sized:
-        tables, useless = _worthwhile(tables, costs.table)
+        tables, useless = _worthwhile(tables, table)
         dropped += useless
-    return (tables if tables.offered else None), tuple(dropped)
+    return table, (tables if tables.offered else None), tuple(dropped)
 
 
 def saved_ms(tables: PruningTables, table: CostTable) -> dict[str, dict[int, float]]:

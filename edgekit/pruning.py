@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from edgekit.cost.shapes import ShapeProfile, ShapeTable
+from edgekit.cost.levels import fit_levels, levelled, sum_of
+from edgekit.cost.shapes import ShapeProfile, ShapeTable, fit_shapes
 from edgekit.cost.table import CostTable
 from edgekit.graph.sizes import Size, Sizes
 from edgekit.types import Edge, Precision
@@ -88,6 +89,12 @@ class PruningTables:
         size = self.sizes.tensors.get(tensor)
         return size.at(kept) / size.at(self.full) if size is not None else 1.0
 
+    def edges(self, edges: Iterable[Edge], kept: Sequence[int]) -> tuple[Edge, ...]:
+        """The edges of the pruned model; ``edges`` are those of the whole one."""
+        return tuple(
+            replace(edge, elements=round(edge.elements * self.tensor_share(edge.tensor, kept))) for edge in edges
+        )
+
     def at(self, table: CostTable, edges: Iterable[Edge], kept: Sequence[int]) -> CostTable:
         """The cost table of the pruned model; ``edges`` are those of the whole one."""
         share = {(edge.producer, edge.consumer): self.tensor_share(edge.tensor, kept) for edge in edges}
@@ -102,3 +109,16 @@ class PruningTables:
                 for producer, row in table.crossing_ms.items()
             },
         )
+
+
+def fit_tables(
+    tables: PruningTables, table: CostTable, edges: Sequence[Edge], profiles: Sequence[ShapeProfile]
+) -> tuple[CostTable, PruningTables]:
+    """Both tables, fitted to profiles of pruned and of whole models; ``edges`` are those of the whole one."""
+    shapes = fit_shapes(tables.sizes, tables.full, table, profiles)
+    fitted = replace(tables, shapes=shapes, profiles=tuple(profiles))
+    sums = []
+    for profile in profiles:
+        at = fitted.at(table, edges, profile.kept)
+        sums.append(sum_of(at, fitted.edges(edges, profile.kept), profile.precisions, profile.latency_ms))
+    return levelled(table, fit_levels(sums)), fitted

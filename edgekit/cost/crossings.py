@@ -35,6 +35,16 @@ class Crossings:
     shift_ms: Times
 
 
+def alternating(names: Sequence[str]) -> dict[str, list[str]]:
+    """Plans, as their int8 layers, that switch after every layer and after every second one, each both ways round."""
+    return {
+        f"alternating {run} {turn}": [name for place, name in enumerate(names) if place // run % 2 == turn]
+        for run in (1, 2)
+        for turn in (0, 1)
+        if len(names) > run
+    }
+
+
 def fit_crossings(
     edges: Iterable[Edge], float_ms: Times, int8_ms: Times, mixed: Sequence[tuple[Plan, Times]]
 ) -> Crossings:

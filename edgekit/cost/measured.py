@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from edgekit.backends import Artifact, ExecutedNode
-from edgekit.cost.crossings import fit_crossings
+from edgekit.backends import Artifact, ExecutedNode, able
+from edgekit.cost.crossings import alternating, fit_crossings
 from edgekit.cost.table import CostTable, anchored, crossing_elements, fit_boundary, layer_times_ms
 from edgekit.errors import DeviceError, InputError
 from edgekit.results import DroppedOption
@@ -26,7 +26,9 @@ FLOAT_PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16)
 _WORTHWHILE = 0.97
 _PROFILE_S = 0.3
 _RACE_S = 5.0
-_ALTERNATING = "alternating"
+# Precisions that runtimes have for accuracy or for size, and few fast kernels for.
+_RARELY_FAST = (Precision.INT16X8, Precision.W4)
+_WEIGHT_ONLY = (Precision.W8, Precision.W4)
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ def measure_costs(
     weight_only: bool,
     interval: float,
 ) -> MeasuredCosts:
-    """Profile and race the uniform models and some that alternate, and fit the table. ``weight_only`` offers w8 even
-    where it gains no time, for the sake of its size.
+    """Profile and race the uniform models and some that alternate, and fit the table. ``weight_only`` offers w8, w4 and
+    int16x8 even where they gain no time, for the sake of their size; w4 is not tried without.
     """
     names = [layer.name for layer in graph.layers]
     nodes = device.backend.executed_nodes(device.profile({"float": build({}, base)}, _PROFILE_S)["float"], graph)
@@ -79,12 +81,11 @@ def measure_costs(
     dropped: list[DroppedOption] = []
     if Precision.INT8 in offered:
         int8, int8_nodes, dropped = _executing_int8(graph, device, build, base)
-    weighted: list[str] = []
+    weighted: tuple[str, ...] = ()
     if Precision.W8 in offered:
+        weighted = able(graph, device.backend, Precision.W8)
         for layer in graph.layers:
-            if layer.weights and layer.op_type in device.backend.quantized_op_types[Precision.W8]:
-                weighted.append(layer.name)
-            elif layer.weights:
+            if layer.weights and layer.name not in weighted:
                 reason = f"the runtime cannot mix {layer.op_type} layers of {Precision.W8.value} with others"
                 dropped.append(DroppedOption(Precision.W8.value, layer.name, reason))
 
@@ -92,7 +93,7 @@ def measure_costs(
     if int8:
         plans["int8"] = plans["float"] | dict.fromkeys(int8, Precision.INT8)
         plans |= {
-            name: plans["float"] | dict.fromkeys(some, Precision.INT8) for name, some in _alternating(int8).items()
+            name: plans["float"] | dict.fromkeys(some, Precision.INT8) for name, some in alternating(int8).items()
         }
     if weighted:
         plans["w8"] = plans["float"] | dict.fromkeys(weighted, Precision.W8)
@@ -121,21 +122,34 @@ def measure_costs(
         else:
             reason = f"takes {ratio:.2f}x the time of {base.value} on this device, and no size budget asks for it"
             dropped.append(DroppedOption(Precision.W8.value, "model", reason))
-    alternating = {name: plan for name, plan in plans.items() if name.startswith(_ALTERNATING)}
+    for precision in (p for p in _RARELY_FAST if p in offered and (weight_only or p not in _WEIGHT_ONLY)):
+        rows, reason = _profiled_alone(graph, device, build, base, precision)
+        ratio = sum(rows.values()) / (sum(layer_times_ms(nodes, graph.layers).values()) or 1.0)
+        if rows and not weight_only and ratio > _WORTHWHILE:
+            reason = f"takes {ratio:.3g}x the time of {base.value} on this device, and no budget of bytes asks for it"
+        if reason:
+            dropped.append(DroppedOption(precision.value, "model", reason))
+            continue
+        # Not raced: a model that is many times slower would take the others' rounds.
+        anchors[precision] = ratio * measured_ms["float"]
+        times = anchored(rows, anchors[precision])
+        for name in able(graph, device.backend, precision):
+            latency[name][precision] = times[name]
+    switching = {name: plans[name] for name in alternating(int8)}
     boundary = fit_boundary(
         (crossing_elements(graph.edges, plan), measured_ms[name] - sum(latency[n][p] for n, p in plan.items()))
-        for name, plan in alternating.items()
+        for name, plan in switching.items()
     )
     crossing_ms: Mapping[str, Mapping[str, float]] = {}
-    if alternating:
-        profiles = device.profile({name: build(plan, base) for name, plan in alternating.items()}, _PROFILE_S)
+    if switching:
+        profiles = device.profile({name: build(plan, base) for name, plan in switching.items()}, _PROFILE_S)
         mixed = [
             (
                 plan,
                 layer_times_ms(device.backend.executed_nodes(profiles[name], graph), graph.layers),
                 measured_ms[name],
             )
-            for name, plan in alternating.items()
+            for name, plan in switching.items()
         ]
         found = fit_crossings(
             graph.edges,
@@ -151,14 +165,23 @@ def measure_costs(
     return MeasuredCosts(table, tuple(dropped))
 
 
-def _alternating(names: Sequence[str]) -> dict[str, list[str]]:
-    """Plans, as their int8 layers, that switch after every layer and after every second one, each both ways round."""
-    return {
-        f"{_ALTERNATING} {run} {turn}": [name for place, name in enumerate(names) if place // run % 2 == turn]
-        for run in (1, 2)
-        for turn in (0, 1)
-        if len(names) > run
-    }
+def _profiled_alone(
+    graph: Graph, device: Device, build: Build, base: Precision, precision: Precision
+) -> tuple[dict[str, float], str]:
+    """Milliseconds by layer of the model in which all layers that can are of that precision; or why there is none."""
+    plan = dict.fromkeys(able(graph, device.backend, precision), precision)
+    if not plan:
+        return {}, "the runtime has no such kernels for the layers of this model"
+    try:
+        rows = device.profile({precision.value: build(plan, base)}, _PROFILE_S)[precision.value]
+    except (InputError, DeviceError) as error:
+        return {}, f"the runtime refuses the model: {error}"
+    nodes = device.backend.executed_nodes(rows, graph)
+    executed = executed_precisions(nodes)
+    odd = next((name for name in plan if not device.backend.executes_as(precision, executed.get(name, ""))), "")
+    if odd:
+        return {}, f"the runtime executes {odd} in {executed.get(odd) or 'another form'} all the same"
+    return layer_times_ms(nodes, graph.layers), ""
 
 
 def _executing_floats(

@@ -2,14 +2,15 @@
 
 A kernel's time has a part that follows its multiply-accumulates, parts that follow what it reads and writes, and a part
 that follows nothing. How much of each depends on the layer, on the precision and on the device, so it is fitted: some
-models, in which every group keeps another of its offered counts, are profiled in each uniform precision and raced
-beside the whole models (the *anchors*), and for each layer and precision the four shares are found by non-negative
-least squares (Lawson and Hanson, *Solving Least Squares Problems*, 1974, ch. 23). Counts are offered in steps of the
-device's channel step only, so the staircase between them is never asked for. Pure numbers: measuring is done elsewhere.
+models, in which every group keeps another of its offered counts, are profiled in each uniform precision beside the
+whole models, and for each layer and precision the four shares are found by non-negative least squares (Lawson and
+Hanson, *Solving Least Squares Problems*, 1974, ch. 23). Counts are offered in steps of the device's channel step only,
+so the staircase between them is never asked for. Pure numbers: measuring is done elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,11 +31,16 @@ _DOUBT = 0.05
 
 @dataclass(frozen=True)
 class ShapeProfile:
-    """Layer times in milliseconds of one pruned model, scaled to its raced latency. ``kept`` has a count per group."""
+    """Layer times in milliseconds of one model, scaled to its raced latency. ``kept`` has a count per group."""
 
     kept: tuple[int, ...]
     precisions: Mapping[str, Precision]
     times_ms: Mapping[str, float]
+
+    @property
+    def latency_ms(self) -> float:
+        """The raced latency."""
+        return math.fsum(self.times_ms.values())
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,26 @@ def designs(offered: Sequence[Sequence[int]], count: int) -> tuple[tuple[int, ..
 
 
 def fit_shapes(sizes: Sizes, full: Sequence[int], table: CostTable, profiles: Sequence[ShapeProfile]) -> ShapeTable:
-    """The shares of every layer and precision that a profile shows; layers that no group touches keep the prior."""
+    """The shares of every layer and precision that a profile shows; layers that no group touches keep the prior.
+
+    A pruned layer is compared with the whole one of the first whole model among the profiles that shows it; with the
+    table's entry where there is none.
+    """
     from scipy.optimize import nnls
 
-    rows: dict[tuple[str, Precision], list[tuple[tuple[float, ...], float]]] = {}
+    whole_of: dict[tuple[str, Precision], float] = {}
+    pruned = []
     for profile in profiles:
+        if profile.kept != tuple(full):
+            pruned.append(profile)
+            continue
+        for name, time_ms in profile.times_ms.items():
+            whole_of.setdefault((name, profile.precisions[name]), time_ms)
+    rows: dict[tuple[str, Precision], list[tuple[tuple[float, ...], float]]] = {}
+    for profile in pruned:
         for name, time_ms in profile.times_ms.items():
             layer, precision = sizes.layers[name], profile.precisions[name]
-            whole_ms = table.latency_ms[name].get(precision, 0.0)
+            whole_ms = whole_of.get((name, precision), table.latency_ms[name].get(precision, 0.0))
             if whole_ms > 0 and (layer.macs.groups | layer.inputs.groups | layer.outputs.groups):
                 features = (_share(layer.macs, profile.kept, full), _share(layer.inputs, profile.kept, full))
                 row = (1.0, *features, _share(layer.outputs, profile.kept, full))

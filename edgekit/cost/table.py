@@ -9,6 +9,7 @@ per element for the others. Pure numbers: measuring is done elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -99,21 +100,23 @@ def predict_ms(table: CostTable, edges: Iterable[Edge], precisions: Mapping[str,
     return table.figure(total_ms(table, edges, precisions))
 
 
-def re_anchored(table: CostTable, anchors_ms: Mapping[Precision, float]) -> CostTable:
-    """The table scaled to the latencies of the uniform models in another race: a device is not equally fast all day,
-    and plans are compared with the anchors of their own race. Float precisions scale with the base.
+def pace(seen: Iterable[tuple[float, float]]) -> float:
+    """How slow the device is now, from (predicted, measured) milliseconds of models that a table knows: a device is not
+    equally fast all day. The geometric mean of the ratios; 1 where none was seen.
     """
-    scale = {precision: ms / table.anchors_ms[precision] for precision, ms in anchors_ms.items()}
-    base = scale[table.base]
+    ratios = [math.log(measured / predicted) for predicted, measured in seen if predicted > 0 and measured > 0]
+    return math.exp(math.fsum(ratios) / len(ratios)) if ratios else 1.0
+
+
+def at_pace(table: CostTable, factor: float) -> CostTable:
+    """The table of the same device where everything takes ``factor`` times as long."""
     return replace(
         table,
-        latency_ms={
-            name: {p: ms * scale.get(p, base) for p, ms in row.items()} for name, row in table.latency_ms.items()
-        },
-        anchors_ms={p: anchors_ms.get(p, ms * base) for p, ms in table.anchors_ms.items()},
-        boundary_ms_per_element=table.boundary_ms_per_element * base,
+        latency_ms={name: {p: ms * factor for p, ms in row.items()} for name, row in table.latency_ms.items()},
+        anchors_ms={p: ms * factor for p, ms in table.anchors_ms.items()},
+        boundary_ms_per_element=table.boundary_ms_per_element * factor,
         crossing_ms={
-            producer: {consumer: ms * base for consumer, ms in row.items()}
+            producer: {consumer: ms * factor for consumer, ms in row.items()}
             for producer, row in table.crossing_ms.items()
         },
     )

@@ -62,6 +62,29 @@ def test_planted_shares_predict_shapes_that_were_not_seen(noise: float, seed: in
         assert sum(row[FP32]) == pytest.approx(1)
 
 
+def test_pruned_layers_are_compared_with_the_whole_ones_of_their_own_run() -> None:
+    """A device that was half as fast when shapes were profiled tells the same shares; a whole model in mixed precision
+    tells nothing.
+    """
+    graph = case("conv_net").graph
+    channels = find_channels(graph)
+    sizes = sizes_of(graph, channels)
+    full = tuple(group.channels for group in channels.groups)
+    latency = {layer.name: {FP32: 1.0} for layer in graph.layers}
+    table = CostTable(FP32, dict.fromkeys(latency, FP32), latency, {FP32: 1.0}, 0.0, 0.1, "planted")
+    halved = tuple(count // 2 for count in full)
+
+    def profile(kept: tuple[int, ...], factor: float) -> ShapeProfile:
+        times = {name: factor * layer.outputs.at(kept) / layer.outputs.at(full) for name, layer in sizes.layers.items()}
+        return ShapeProfile(kept, table.floats, times)
+
+    usual = fit_shapes(sizes, full, table, [profile(full, 1), profile(halved, 1)])
+    slower = fit_shapes(sizes, full, table, [profile(full, 2), profile(full, 9), profile(halved, 2)])
+    assert usual.shares.keys() == slower.shares.keys() != set()
+    for name, row in usual.shares.items():
+        assert slower.shares[name][FP32] == pytest.approx(row[FP32])
+
+
 def test_without_profiles_time_follows_the_multiply_accumulates() -> None:
     graph = case("conv_net").graph
     channels = find_channels(graph)

@@ -11,12 +11,13 @@ from edgekit.backends import ExecutedNode
 from edgekit.cost.table import (
     CostTable,
     anchored,
+    at_pace,
     crossing_elements,
     fit_boundary,
     layer_times_ms,
     mac_baseline_ms,
+    pace,
     predict_ms,
-    re_anchored,
 )
 from edgekit.types import Edge, Kind, Layer, Precision
 
@@ -141,18 +142,18 @@ def test_the_mac_baseline_without_int8_is_the_float_total() -> None:
     assert mac_baseline_ms(table, nets, dict.fromkeys(("l0", "l1"), Precision.BF16)) == 7.0
 
 
-def test_a_table_follows_the_uniform_models_of_another_race() -> None:
+def test_a_table_follows_the_pace_of_another_race() -> None:
     latency = {"l0": {FP32: 2.0, INT8: 1.0}, "l1": {FP32: 3.0, INT8: 2.0}}
     crossings = {"l0": {"l1": 0.5}}
     table = CostTable(FP32, dict.fromkeys(latency, FP32), latency, {FP32: 5, INT8: 3}, 0.01, 0.1, "", crossings)
-    twice = re_anchored(table, {FP32: 10, INT8: 3})
-    assert twice.latency_ms == {"l0": {FP32: 4.0, INT8: 1.0}, "l1": {FP32: 6.0, INT8: 2.0}}
-    assert twice.anchors_ms == {FP32: 10, INT8: 3}
+    twice = at_pace(table, 2)
+    assert twice.latency_ms == {"l0": {FP32: 4.0, INT8: 2.0}, "l1": {FP32: 6.0, INT8: 4.0}}
+    assert twice.anchors_ms == {FP32: 10, INT8: 6}
     assert (twice.boundary_ms_per_element, twice.crossing_ms) == (0.02, {"l0": {"l1": 1.0}})
-    assert re_anchored(table, table.anchors_ms) == table
+    assert at_pace(table, 1) == table
 
 
-def test_float_layers_of_another_precision_follow_the_base() -> None:
-    bf16 = Precision.BF16
-    table = CostTable(bf16, {"l0": bf16, "l1": FP32}, {"l0": {bf16: 1.0}, "l1": {FP32: 2.0}}, {bf16: 3.0}, 0.0, 0.1, "")
-    assert re_anchored(table, {bf16: 6.0}).latency_ms == {"l0": {bf16: 2.0}, "l1": {FP32: 4.0}}
+def test_the_pace_is_the_mean_of_what_was_seen() -> None:
+    assert pace([(5.0, 10.0), (3.0, 6.0)]) == pytest.approx(2)
+    assert pace([(5.0, 10.0), (3.0, 1.5)]) == pytest.approx(1)
+    assert pace([]) == pace([(0.0, 1.0)]) == 1
