@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +10,8 @@ import typer
 import typer.core
 
 from edgekit import __version__
-from edgekit.errors import DeviceError, EdgekitError, InfeasibleError, InputError
+from edgekit.console import Terminal, keep_stdout_ours, one_line_errors, open_terminal, prepare_streams, print_json
+from edgekit.errors import DeviceError, InputError
 from edgekit.flags import (
     Bundle,
     Data,
@@ -40,55 +35,15 @@ from edgekit.flags import (
 )
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from edgekit.api import HostsBench
-    from edgekit.progress import Progress
     from edgekit.types import Budget
-
-INTERRUPTED = 130
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn what users can cause into one clear line, a hint, and the documented exit code."""
-    try:
-        yield
-        sys.stdout.flush()
-    except EdgekitError as error:
-        sys.stderr.write(f"edgekit: {error}\n")
-        if error.hint:
-            sys.stderr.write(f"  hint: {error.hint}\n")
-        if isinstance(error, InfeasibleError):
-            for name, value in error.nearest.items():
-                sys.stderr.write(f"  nearest {name}: {value:.6g}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("edgekit: interrupted; finished steps are kept, the next run resumes from them\n")
-        sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # the reader has gone, as in `| head -1`
-        _discard_output()
-        sys.exit(1)
-    except MemoryError:
-        sys.stderr.write("edgekit: out of memory\n  hint: close other programs, or use smaller inputs (--shape)\n")
-        sys.exit(2)
-    except OSError as error:
-        _discard_output()
-        where = "" if error.filename is None else f"{error.filename}: "
-        sys.stderr.write(f"edgekit: {where}{error.strerror or error}\n")
-        sys.exit(2)
-
-
-def _discard_output() -> None:
-    """Let nothing that is still buffered fail again when Python ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Commands(typer.core.TyperGroup):
     """The commands, each of whose errors ends in one line."""
 
     def invoke(self, ctx: Any) -> Any:
-        with _one_line_errors():
+        with one_line_errors():
             return super().invoke(ctx)
 
 
@@ -104,28 +59,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-
-@dataclass(frozen=True)
-class _Terminal:
-    """Where things are printed: results on stdout, everything else on stderr."""
-
-    out: Console
-    err: Console
-    progress: Progress
-
-
-def _terminal() -> _Terminal:
-    from rich.console import Console
-
-    from edgekit.progress import OnConsole
-
-    err = Console(stderr=True)
-    return _Terminal(Console(), err, OnConsole(err))
-
-
-def _print_json(document: object) -> None:
-    sys.stdout.write(json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def _print_version(wanted: bool) -> None:
@@ -188,7 +121,7 @@ def deploy(
 
     budget = _budget(latency, memory, size, max_drop)
     shapes = _shapes(shape)
-    terminal = _terminal()
+    terminal = open_terminal()
     result = api.deploy(
         model,
         target,
@@ -213,7 +146,7 @@ def deploy(
         timed = timed.partition(",")[2]  # the first one gave its results, and no time of it means anything
     ran = _on_hosts(out, timed, lab, overlay, terminal, seconds=1.0) if timed else None
     if as_json:
-        _print_json(results.to_json(result) | ({} if ran is None else {"hosts": results.unstructure(ran.hosts)}))
+        print_json(results.to_json(result) | ({} if ran is None else {"hosts": results.unstructure(ran.hosts)}))
     else:
         _print_summary(result, terminal)
     if ran is not None:
@@ -287,7 +220,7 @@ def plan(
     shapes = _shapes(shape)
     front_files = () if pareto is None else front.files(pareto)
     files.require_writable(out, *front_files)
-    terminal = _terminal()
+    terminal = open_terminal()
     found = api.plan(
         model,
         target,
@@ -309,7 +242,7 @@ def plan(
     files.write_front(found, front_files)
     files.write_document(out, document)
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         tables.print_plan(found, terminal.out)
 
@@ -339,7 +272,7 @@ def predict(
     from edgekit.reporting import tables
 
     shapes = _shapes(shape)
-    terminal = _terminal()
+    terminal = open_terminal()
     found = api.predict(
         model,
         target,
@@ -353,7 +286,7 @@ def predict(
         lab=lab,
     )
     if as_json:
-        _print_json(results.unstructure(found))
+        print_json(results.unstructure(found))
     else:
         tables.print_prediction(found, terminal.out)
 
@@ -401,7 +334,7 @@ def profile(
     from edgekit import api, results
     from edgekit.reporting.profiles import print_profile
 
-    terminal = _terminal()
+    terminal = open_terminal()
     found = api.profile(
         target,
         threads=threads,
@@ -412,7 +345,7 @@ def profile(
         lab=lab,
     )
     if as_json:
-        _print_json(results.unstructure(found))
+        print_json(results.unstructure(found))
     else:
         print_profile(found, terminal.out)
 
@@ -433,9 +366,46 @@ def inspect(
 
     found = api.inspect(model, target, shapes=_shapes(shape), overlays=overlay or ())
     if as_json:
-        _print_json(results.unstructure(found))
+        print_json(results.unstructure(found))
     else:
-        tables.print_inspection(found, _terminal().out)
+        tables.print_inspection(found, open_terminal().out)
+
+
+@app.command()
+def diagnose(
+    model: Model,
+    target: Target,
+    data: Data = None,
+    evaluation: Eval = None,
+    recipe: Recipe = "npz",
+    shape: Shape = None,
+    overlay: Overlay = None,
+    as_json: Json = False,
+) -> None:
+    """Find the layers that int8 hurts, what would cure each, and whether the samples are to blame.
+
+    edgekit diagnose model.onnx --target host --data samples.npz
+
+    Every figure is a trial on samples that calibration did not see; no board is needed.
+    """
+    from edgekit import api, results
+    from edgekit.reporting.diagnosis import print_diagnosis
+
+    terminal = open_terminal()
+    found = api.diagnose(
+        model,
+        target,
+        data=data,
+        evaluation=evaluation,
+        recipe=recipe,
+        shapes=_shapes(shape),
+        overlays=overlay or (),
+        progress=terminal.progress,
+    )
+    if as_json:
+        print_json(results.unstructure(found))
+    else:
+        print_diagnosis(found, terminal.out)
 
 
 @app.command()
@@ -453,9 +423,9 @@ def targets(
         target = catalog.target(name, overlays)
         profile = catalog.device_profile(target.device_profile, overlays)
         if as_json:
-            _print_json({"target": results.unstructure(target), "device_profile": results.unstructure(profile)})
+            print_json({"target": results.unstructure(target), "device_profile": results.unstructure(profile)})
         else:
-            tables.print_target(target, profile, _terminal().out)
+            tables.print_target(target, profile, open_terminal().out)
             file = catalog.profile_file(target.device_profile, overlays)
             if file.parent == catalog.own_profiles():
                 more = f"edgekit profile --diff --target {name}"
@@ -463,9 +433,9 @@ def targets(
         return
     known = catalog.targets(overlays)
     if as_json:
-        _print_json({"targets": [results.unstructure(target) for target in known.values()]})
+        print_json({"targets": [results.unstructure(target) for target in known.values()]})
     else:
-        tables.print_targets(known.values(), _terminal().out)
+        tables.print_targets(known.values(), open_terminal().out)
 
 
 toolchain = typer.Typer(
@@ -487,7 +457,7 @@ def toolchain_list(as_json: Json = False) -> None:
         for name, chain in toolchains.known().items()
     ]
     if as_json:
-        _print_json({"toolchains": rows})
+        print_json({"toolchains": rows})
     else:
         for row in rows:
             sys.stdout.write(f"{row['name']}: {row['state']}; {row['description']}\n")
@@ -505,9 +475,9 @@ def toolchain_install(
     from edgekit import toolchains
     from edgekit.progress import OnConsole
 
-    python = toolchains.ensure(name, OnConsole(_terminal().err), wheels, again=True)
+    python = toolchains.ensure(name, OnConsole(open_terminal().err), wheels, again=True)
     if as_json:
-        _print_json({"name": name, "python": str(python)})
+        print_json({"name": name, "python": str(python)})
 
 
 @app.command()
@@ -526,23 +496,23 @@ def bench(
     from edgekit import api, results
     from edgekit.reporting import tables
 
-    terminal = _terminal()
+    terminal = open_terminal()
     if host is not None and "," in host:
         ran = _on_hosts(bundle, host, lab, overlay, terminal, seconds)
         if as_json:
-            _print_json(results.unstructure(ran))
+            print_json(results.unstructure(ran))
         _finish_hosts(ran, terminal, as_json)
         return
     with terminal.progress.stage(f"measure {bundle}"):
         found = api.bench(bundle, seconds, overlay or (), host, lab, terminal.progress)
     if as_json:
-        _print_json(results.unstructure(found))
+        print_json(results.unstructure(found))
     else:
         tables.print_bench(found, terminal.out)
 
 
 def _on_hosts(
-    bundle: Path, host: str, lab: Path | None, overlay: list[Path] | None, terminal: _Terminal, seconds: float
+    bundle: Path, host: str, lab: Path | None, overlay: list[Path] | None, terminal: Terminal, seconds: float
 ) -> HostsBench:
     from edgekit import api
 
@@ -550,7 +520,7 @@ def _on_hosts(
         return api.bench_hosts(bundle, host, seconds, overlay or (), lab, terminal.progress)
 
 
-def _finish_hosts(ran: HostsBench, terminal: _Terminal, as_json: bool) -> None:
+def _finish_hosts(ran: HostsBench, terminal: Terminal, as_json: bool) -> None:
     """Print what the boards did, unless it was as JSON, and fail where one of them did."""
     from edgekit.reporting.hosts import print_hosts
 
@@ -568,9 +538,9 @@ def verify(bundle: Bundle, overlay: Overlay = None, as_json: Json = False) -> No
 
     found = api.verify(bundle, overlay or ())
     if as_json:
-        _print_json({"schema": "edgekit/verify/1", "ok": True, **results.unstructure(found)})
+        print_json({"schema": "edgekit/verify/1", "ok": True, **results.unstructure(found)})
     else:
-        _terminal().out.print(
+        open_terminal().out.print(
             f"{bundle}: {found.files} files, {found.total_bytes / 1e6:.1f} MB, every digest holds; test vectors pass",
             highlight=False,
         )
@@ -583,9 +553,9 @@ def report(bundle: Bundle, as_json: Json = False) -> None:
 
     result = api.report(bundle)
     if as_json:
-        _print_json(results.to_json(result))
+        print_json(results.to_json(result))
     else:
-        _print_summary(result, _terminal())
+        _print_summary(result, open_terminal())
 
 
 @app.command()
@@ -620,17 +590,17 @@ def sweep(
     from edgekit.sweep import run_sweep
     from edgekit.sweeping import table
 
-    terminal = _terminal()
+    terminal = open_terminal()
     found = run_sweep(file, out, scheduler=scheduler, lab=lab, overlays=overlay or (), progress=terminal.progress)
     if as_json:
-        _print_json(table.to_json(found))
+        print_json(table.to_json(found))
     else:
         sweeps.print_sweep(found, terminal.out, str(out))
     if found.exit_code:
         raise typer.Exit(found.exit_code)
 
 
-def _print_summary(result: Any, terminal: _Terminal) -> None:
+def _print_summary(result: Any, terminal: Terminal) -> None:
     from edgekit.reporting.terminal import print_summary
 
     print_summary(result, terminal.out)
@@ -661,9 +631,9 @@ def _print_difference(a: Path, b: Path, as_json: bool) -> None:
 
     found = api.diff_plans(a, b)
     if as_json:
-        _print_json(results.unstructure(found))
+        print_json(results.unstructure(found))
     else:
-        comparison.print_difference(found, _terminal().out)
+        comparison.print_difference(found, open_terminal().out)
 
 
 def _print_profile_difference(
@@ -683,32 +653,17 @@ def _print_profile_difference(
         )
     _require_alone(context, "diff", "as_json", "overlay", "target", "files")
     if as_json:
-        _print_json(results.unstructure(found))
+        print_json(results.unstructure(found))
     else:
-        print_profile_difference(found, _terminal().out)
+        print_profile_difference(found, open_terminal().out)
 
 
 def main() -> None:
     """Entry point of the ``edgekit`` command."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller closed it
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115, PTH123 - open until the end
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is signal.SIG_DFL:  # under nohup it is ignored, and stays so
-            signal.signal(number, signal.default_int_handler)
-    with _one_line_errors():  # those of parsing and of help texts; commands' own end before
-        _keep_stdout_ours()
+    prepare_streams()
+    with one_line_errors():  # those of parsing and of help texts; commands' own end before
+        keep_stdout_ours()
         app()
-
-
-def _keep_stdout_ours() -> None:
-    """Native libraries print to file descriptor 1 as they please (HiGHS does, even when told not to). Results go to a
-    private copy of it, everything else that is written there ends up on stderr, so that ``--json`` is one document.
-    """
-    sys.stdout.flush()
-    private = os.dup(sys.stdout.fileno())
-    os.dup2(sys.stderr.fileno(), 1)
-    sys.stdout = os.fdopen(private, "w", encoding="utf-8", errors="backslashreplace")
 
 
 if __name__ == "__main__":
