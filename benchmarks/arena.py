@@ -8,10 +8,7 @@ by its size, which glibc tells to the byte. Other threads of the process must be
 from __future__ import annotations
 
 import ctypes
-import random
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -33,29 +30,6 @@ def heap_bytes() -> int:
     mallinfo.restype = _Mallinfo
     found = mallinfo()
     return int(found.uordblks + found.hblkhd)
-
-
-class Block(NamedTuple):
-    """Memory in use from step ``first`` to ``last``."""
-
-    first: int
-    last: int
-    size_bytes: int
-
-
-def first_fit_bytes(blocks: Sequence[Block], seed: int) -> int:
-    """What OpenVINO's packing (MemorySolver: the largest block first, each at the lowest free place) makes of blocks
-    that it happens to sort in this order where they are of one size. It tells holes from wrong predictions, no more.
-    """
-    chance = random.Random(seed)
-    placed: list[tuple[Block, int]] = []
-    for block in sorted(blocks, key=lambda b: (-b.size_bytes, chance.random())):
-        beside = [(b.size_bytes, at) for b, at in placed if b.first <= block.last and block.first <= b.last]
-        place = 0
-        while hit := [at + size for size, at in beside if at < place + block.size_bytes and place < at + size]:
-            place = max(hit)
-        placed.append((block, place))
-    return max((block.size_bytes + at for block, at in placed), default=0)
 
 
 def arena_bytes(model: Path | bytes, precision_hint: str = "f32") -> int:

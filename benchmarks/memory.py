@@ -7,8 +7,8 @@ with random mixes of int8 and float; values of weights and ranges do not matter 
 calibrated. `benchmarks.arena` says how the block is read. What the caller holds, inputs and outputs, is known exactly
 and shown apart.
 
-OpenVINO packs blocks of one size in an order of chance, which may leave holes: *packed* is the least and the most that
-its algorithm makes of the predicted tensors over twenty such orders. A measured block in that range is a hole.
+OpenVINO packs these tensors, which may leave holes; the prediction packs them the same way (`edgekit.graph.packing`).
+*Live* is the most that is in use at once: what the block could be if tensors could move.
 """
 
 from __future__ import annotations
@@ -28,26 +28,25 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.arena import Block, arena_bytes, first_fit_bytes
+from benchmarks.arena import arena_bytes
 from benchmarks.zoo import NAMES, prepare
 from edgekit.backends import openvino
 from edgekit.compress.observers import Range
 from edgekit.compress.prune import prune
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.errors import EdgekitError
-from edgekit.graph import Graph, live_steps, load, peak_activation_bytes, to_bytes
+from edgekit.graph import Graph, live_activation_bytes, load, peak_activation_bytes, to_bytes
 from edgekit.graph.channels import find_channels
 from edgekit.types import Precision
 from examples.packages import PackageError
 
 SHARES = (0.9, 0.7, 0.5, 0.3)  # of the layers in int8, in mixes
-ORDERS = 20
 
 
 @dataclass(frozen=True)
 class Row:
     """``outside_bytes`` are the caller's inputs and outputs, the others what lies between them at the peak.
-    ``packed_bytes`` are the least and the most that packing the predicted tensors takes.
+    ``live_bytes`` are the most that are in use at once.
     """
 
     model: str
@@ -55,7 +54,7 @@ class Row:
     predicted_bytes: int
     measured_bytes: int
     outside_bytes: int
-    packed_bytes: tuple[int, int]
+    live_bytes: int
 
     @property
     def error(self) -> float:
@@ -98,34 +97,12 @@ def _row(name: str, variant: str, graph: Graph, precisions: Mapping[str, Precisi
     with tempfile.TemporaryDirectory() as folder:
         artifact = openvino.convert(content, Path(folder), Precision.FP32)
         measured = arena_bytes(artifact.path, openvino.hint(artifact.base))
-    blocks = _blocks(graph, precisions)
-    packed = [first_fit_bytes(blocks, seed) for seed in range(ORDERS)]
-    return Row(name, variant, predicted, measured, outside, (min(packed), max(packed)))
-
-
-def _blocks(graph: Graph, precisions: Mapping[str, Precision]) -> list[Block]:
-    """The predicted tensors between inputs and outputs, those that follow each other in one place as one block."""
-    outside = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
-    tensors, steps = live_steps(graph)
-    held: dict[tuple[str, str, int], list[int]] = {}
-    for step, live in enumerate(steps):
-        for tensor in (tensors[index] for index in live):
-            domains = {"int8" if precisions.get(d) is Precision.INT8 else "float" for d in tensor.deciders}
-            large = not tensor.deciders or tensor.domain in domains
-            size_bytes = tensor.elements * (tensor.large_bytes if large else tensor.small_bytes)
-            if size_bytes and (tensor.deciders or tensor.name not in outside):
-                held.setdefault((tensor.name, tensor.domain, size_bytes), []).append(step)
-    found = []
-    for (*_, size_bytes), during in held.items():
-        ends = [at for at in during if at + 1 not in during]
-        starts = [at for at in during if at - 1 not in during]
-        found += [Block(first, last, size_bytes) for first, last in zip(starts, ends, strict=True)]
-    return found
+    return Row(name, variant, predicted, measured, outside, live_activation_bytes(graph, precisions) - outside)
 
 
 def table(rows: Sequence[Row]) -> Table:
     made = Table(title="Activation memory at the peak, bytes", title_justify="left", box=box.MARKDOWN)
-    columns = ("model", "variant", "predicted", "OpenVINO", "error", "packed", "inputs and outputs", "error of all")
+    columns = ("model", "variant", "predicted", "OpenVINO", "error", "live", "inputs and outputs", "error of all")
     for column in columns:
         made.add_column(column, justify="left" if column in columns[:2] else "right")
     for row in rows:
@@ -135,7 +112,7 @@ def table(rows: Sequence[Row]) -> Table:
             f"{row.predicted_bytes:,}",
             f"{row.measured_bytes:,}",
             f"{row.inside_error:+.1%}",
-            "..".join(f"{size_bytes:,}" for size_bytes in dict.fromkeys(row.packed_bytes)),
+            f"{row.live_bytes:,}",
             f"{row.outside_bytes:,}",
             f"{row.error:+.1%}",
         )

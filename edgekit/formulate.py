@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgekit.cost.table import CostTable
 from edgekit.graph import Graph
-from edgekit.graph.liveness import live_steps, peak_activation_bytes
+from edgekit.graph.liveness import arena_bytes, live_steps, peak_activation_bytes
 from edgekit.graph.sizes import Size, constant
 from edgekit.masking import MaskTables, Option
 from edgekit.planner import (
@@ -79,6 +79,8 @@ class Planning:
         totals = solution.totals
         choices = [layer.options[index] for layer, index in zip(self.problem.layers, solution.choice, strict=True)]
         named = self.kept(solution)
+        precisions = {x.name: o.precision for x, o in zip(self.problem.layers, choices, strict=True)}
+        peak = self._arena_bytes(precisions, named)
         return Plan(
             layers=tuple(
                 LayerChoice(
@@ -89,8 +91,8 @@ class Planning:
             predicted=Predicted(
                 self.table.figure(totals.latency_ms),
                 totals.weight_bytes,
-                totals.peak_activation_bytes,
-                totals.memory_bytes,
+                peak,
+                totals.memory_bytes - totals.peak_activation_bytes + peak,
                 totals.loss,
             ),
             gap=solution.search_gap,
@@ -100,6 +102,17 @@ class Planning:
             ),
             compressed=self.masks is not None and self.masks.compressed,
         )
+
+    def _arena_bytes(self, precisions: Mapping[str, Precision], kept: Mapping[str, int]) -> int:
+        """Live bytes are what the planner can count; a runtime packs the tensors, which may leave holes."""
+        tensors, steps = live_steps(self.graph, precisions)
+        if self.pruning is not None:
+            counts, sizes = self.pruning.kept(kept), self.pruning.sizes.tensors
+            tensors = tuple(
+                replace(t, elements=round(sizes[t.name].at(counts))) if t.name in sizes else t for t in tensors
+            )
+        float_bits = self.table.base.activation_bits
+        return arena_bytes(tensors, steps, [t.bytes_in(precisions, float_bits) for t in tensors])
 
     def keep_ratio(self, layer: str, kept: Mapping[str, int]) -> float:
         """The kept share of a layer's output channels."""
@@ -180,6 +193,7 @@ def formulate(
                     for g, values in _by_option(elements, groups)
                 ),
                 int8_deciders=deciders if tensor.domain == _INT8 else (),
+                int8_guards=tuple(index[name] for name in tensor.int8_guards),
             )
         )
     problem = Problem(
@@ -333,11 +347,16 @@ def weight_bytes(weight_elements: int, bias_elements: int, precision: Precision)
 
 
 def memory_bytes(
-    graph: Graph, precisions: Mapping[str, Precision], runtime_weight_bits: Mapping[Precision, int]
+    graph: Graph,
+    precisions: Mapping[str, Precision],
+    runtime_weight_bits: Mapping[Precision, int],
+    base: Precision = Precision.FP32,
 ) -> int:
-    """Loaded weights + peak activations of any assignment of precisions, also one that the planner did not offer."""
+    """Loaded weights + peak activations of any assignment of precisions, also one that the planner did not offer.
+    ``base`` is the float type that the model runs in.
+    """
     weights = sum(
         layer.weight_elements * runtime_weight_bits[precisions[layer.name]] // 8 + 4 * layer.bias_elements
         for layer in graph.layers
     )
-    return weights + peak_activation_bytes(graph, precisions)
+    return weights + peak_activation_bytes(graph, precisions, base)

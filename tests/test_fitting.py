@@ -12,7 +12,8 @@ import pytest
 from edgekit.backends import Artifact
 from edgekit.errors import InfeasibleError
 from edgekit.formulate import limits_of
-from edgekit.planning import _fitting
+from edgekit.planner import solve
+from edgekit.planning import _fitting, _tighter
 from edgekit.types import Budget, Plan, Precision
 from tests.quantized import case
 from tests.test_formulate import planted
@@ -44,3 +45,13 @@ def test_a_plan_whose_file_never_fits_is_no_plan() -> None:
     too_large = BUDGET.weight_bytes + 1
     with pytest.raises(InfeasibleError, match="file fits the size budget"):
         fitted(lambda counted: too_large)
+
+
+@pytest.mark.parametrize("over_bytes", [-1, 0, 1, 100])
+def test_holes_that_packing_leaves_are_taken_off_the_memory_budget(over_bytes: int) -> None:
+    plan = PLANNING.plan(solve(PLANNING.problem, limits_of(Budget())))
+    budget = Budget(memory_bytes=plan.predicted.memory_bytes - over_bytes)
+    bench: Any = SimpleNamespace(job=SimpleNamespace(budget=budget))
+    tighter = _tighter(bench, plan, Precision.FP32, limits_of(budget))
+    assert budget.memory_bytes is not None
+    assert (tighter and tighter.memory_bytes) == (budget.memory_bytes - over_bytes if over_bytes > 0 else None)

@@ -10,7 +10,7 @@ from edgekit.compress.prune import prune
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable, predict_ms
 from edgekit.formulate import Planning, formulate, limits_of, memory_bytes, weight_bytes
-from edgekit.graph import Graph, peak_activation_bytes
+from edgekit.graph import Graph, live_activation_bytes, peak_activation_bytes
 from edgekit.graph.channels import find_channels
 from edgekit.graph.sizes import sizes_of
 from edgekit.planner import Limits, Solution, evaluate, solve
@@ -64,8 +64,10 @@ def test_what_the_planner_sums_is_what_the_parts_say(name: str, data: st.DataObj
     )
     assert totals.memory_bytes == resident + totals.peak_activation_bytes
     assert totals.loss == pytest.approx(sum(planning.losses[layer][p] for layer, p in chosen.items()))
-    if base is FP32 or BF16 in chosen.values():  # else nothing tells the type of the model
-        assert totals.peak_activation_bytes == peak_activation_bytes(graph, chosen)
+    assert totals.peak_activation_bytes == live_activation_bytes(graph, chosen, base)
+    plan = planning.plan(Solution(choice, totals, 0.0, 0.0, (), 0.0))
+    assert plan.predicted.peak_activation_bytes == peak_activation_bytes(graph, chosen, base)
+    assert plan.predicted.memory_bytes == memory_bytes(graph, chosen, BITS, base)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -96,8 +98,9 @@ def test_what_the_planner_sums_is_what_the_pruned_graph_says(name: str, data: st
 
     stored = sum(weight_bytes(x.weight_elements, x.bias_elements, chosen[x.name]) for x in smaller.layers)
     assert totals.weight_bytes == stored
-    assert totals.memory_bytes == memory_bytes(smaller, chosen, BITS)
-    assert totals.peak_activation_bytes == peak_activation_bytes(smaller, chosen)
+    assert totals.peak_activation_bytes == live_activation_bytes(smaller, chosen)
+    assert plan.predicted.memory_bytes == memory_bytes(smaller, chosen, BITS)
+    assert plan.predicted.peak_activation_bytes == peak_activation_bytes(smaller, chosen)
     narrowed = pruning.at(whole.table, graph.edges, pruning.kept(plan.kept()))
     assert totals.latency_ms == pytest.approx(predict_ms(narrowed, smaller.edges, chosen).value)
     lost = sum(losses[group.name][group.kept] for group in plan.groups)

@@ -1,6 +1,15 @@
 """Load an ONNX model, normalise it, and know its layers, their data flow and the memory they need."""
 
-from edgekit.graph.liveness import LiveTensor, live_steps, peak_activation_bytes
+from edgekit.graph.liveness import LiveTensor, live_activation_bytes, live_steps, peak_activation_bytes
 from edgekit.graph.load import Graph, Tensor, load, to_bytes
 
-__all__ = ["Graph", "LiveTensor", "Tensor", "live_steps", "load", "peak_activation_bytes", "to_bytes"]
+__all__ = [
+    "Graph",
+    "LiveTensor",
+    "Tensor",
+    "live_activation_bytes",
+    "live_steps",
+    "load",
+    "peak_activation_bytes",
+    "to_bytes",
+]

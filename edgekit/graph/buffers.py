@@ -12,8 +12,8 @@ runtimes share less (LiteRT) or about as much (TensorRT).
 - An elementwise result takes the place of the first tensor that it is computed from, where nothing else reads any of
   them. A residual Add right after a convolution is part of that: it adds to the tensor that is there already.
 
-What this does not know: holes that a planner leaves because blocks must not move (none for most models and plans, 5 to
-41 % for some, by the order in which it happens to sort blocks of one size), and layouts that only some kernels want.
+What this does not know: layouts that only some kernels want, and how sums of int8 layers chain where these are read as
+they are. Where the blocks then lie, and which holes that leaves, is told in `packing`.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Buffer:
 
     ``inside`` are values that exist only within a function that is computed in one pass, ``internal`` the steps that
     turn one member into the next, ``readers`` the other steps that read it, ``until`` a step that it must outlive.
+    ``is_relaid`` says that it is a copy of an input or output in another layout.
     """
 
     elements: int
@@ -62,6 +63,7 @@ class Buffer:
     last: int
     phases: list[Phase]
     is_input: bool = False
+    is_relaid: bool = False
     inside: list[str] = field(default_factory=list)
     internal: set[int] = field(default_factory=set)
     readers: set[int] = field(default_factory=set)
@@ -73,8 +75,10 @@ class Buffer:
         return [name for phase in self.phases for name in phase.members]
 
 
-def allocate(flow: Flow, model_inputs: tuple[str, ...]) -> tuple[Buffer, ...]:
-    """The buffers of a model, in the order in which they are first written."""
+def allocate(flow: Flow, model_inputs: tuple[str, ...], in_both: frozenset[str] = frozenset()) -> tuple[Buffer, ...]:
+    """The buffers of a model, in the order in which they are first written. The values ``in_both`` come out in two
+    widths at once, and such are written over nothing.
+    """
     buffers: list[Buffer] = []
     owner: dict[str, Buffer] = {}
     passes = find_passes(flow)
@@ -96,6 +100,9 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...]) -> tuple[Buffer, ...]:
     def readers_of(buffer: Buffer) -> set[int]:
         return {step for name in buffer.members for step in flow.readers[name]} - buffer.internal
 
+    def readers_now(buffer: Buffer) -> set[int]:
+        return {step for name in buffer.phases[-1].members for step in flow.readers[name]} - buffer.internal
+
     def can_be_written_over(buffer: Buffer, name: str) -> bool:
         return (
             _fits(flow.values[name], buffer) and not buffer.is_input and not flow.outputs.intersection(buffer.members)
@@ -103,7 +110,7 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...]) -> tuple[Buffer, ...]:
 
     def takes_the_place_of(name: str, steps: set[int], sources: tuple[str, ...]) -> bool:
         """Whether nothing but ``steps`` reads any of the sources, and the first has the room."""
-        alone = all(readers_of(owner[source]) <= steps for source in sources)
+        alone = all(readers_now(owner[source]) <= steps for source in sources)
         return alone and can_be_written_over(owner[sources[0]], name) and not _joins_kept(flow, sources[0])
 
     for name in model_inputs:
@@ -122,13 +129,18 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...]) -> tuple[Buffer, ...]:
                     summed.add(last)
                 else:
                     new(name, step)
-            elif step in summed or (is_op(node, *VIEW_OPS) and flow.reads[step]):
+            elif step in summed or (is_op(node, *VIEW_OPS) and flow.reads[step]) or _renames_axes(flow, step):
                 share(name, step, owner[flow.reads[step][0]])
             elif group is not None and step != group.last:
                 home = owner[group.sources[0]]
                 home.inside.append(name)
                 owner[name] = home
-            elif group is not None and group.elementwise and takes_the_place_of(name, group.steps, group.sources):
+            elif (
+                group is not None
+                and group.elementwise
+                and name not in in_both
+                and takes_the_place_of(name, group.steps, group.sources)
+            ):
                 place = owner[group.sources[0]]
                 if not _done_by_maker(flow, group, place):
                     place.phases.append(Phase(step, (step,), []))
@@ -143,6 +155,19 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...]) -> tuple[Buffer, ...]:
     return (*buffers, *_relaid(flow, model_inputs))
 
 
+def _renames_axes(flow: Flow, step: int) -> bool:
+    """Whether a step is a Transpose that says in other words how a convolution lays its tensor out: channels last."""
+    node = flow.nodes[step]
+    if not is_op(node, "Transpose") or not flow.reads[step]:
+        return False
+    order = list(node.attributes.get_ints("perm", ()))
+    producer = flow.values[flow.reads[step][0]].producer()
+    if order == [0, 2, 3, 1]:
+        return producer is not None and is_op(producer, "Conv") and len(flow.readers[flow.reads[step][0]]) == 1
+    readers = [flow.nodes[reader] for o in node.outputs for reader in flow.readers[o.name or ""]]
+    return order == [0, 3, 1, 2] and producer is None and all(is_op(reader, "Conv") for reader in readers)
+
+
 def _relaid(flow: Flow, model_inputs: tuple[str, ...]) -> list[Buffer]:
     """Copies of model inputs and outputs in the layout that convolutions want (channels last, or blocked)."""
     copies = []
@@ -155,7 +180,7 @@ def _relaid(flow: Flow, model_inputs: tuple[str, ...]) -> list[Buffer]:
         value = flow.values[name]
         dtype = value.dtype or ir.DataType.FLOAT
         phases = [Phase(first, (), [name])]
-        copies.append(Buffer(elements_of(value), dtype, first, last, phases, readers=readers))
+        copies.append(Buffer(elements_of(value), dtype, first, last, phases, is_relaid=True, readers=readers))
 
     for name in model_inputs:
         steps = {step for step in flow.readers[name] if is_op(flow.nodes[step], "Conv", "ConvTranspose")}

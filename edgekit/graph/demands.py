@@ -56,7 +56,7 @@ def find_demands(flow: Flow, inputs: Mapping[str, tuple[str, ...]]) -> dict[tupl
                 one = frozenset({layer})
                 found[step, name] = Demand(one, one) if name in inputs[layer] else FLOAT
             elif step in adds:
-                found[step, name] = Demand(adds[step]) if _fed(node, frozenset(inputs)) else FLOAT
+                found[step, name] = Demand(adds[step])
             elif is_op(node, *TRANSPARENT_OPS, *PUSHED_OPS):
                 needs = both(of_readers(flow, o.name, found) for o in node.outputs if o.name)
                 alone = needs.float_if == needs.int8_if and len(needs.int8_if) == 1
@@ -90,8 +90,8 @@ def quantizable_adds(flow: Flow, layers: frozenset[str]) -> dict[int, frozenset[
                 needed |= {maker.name}
             else:
                 needed = needed | found[place[maker]] if place[maker] in found else None
-        if needed:
-            fed = _fed(node, layers)
+        fed = _fed(node, layers) if needed else frozenset()
+        if needed and fed:  # what no layer reads, directly or summed with others, is put out in float
             found[step] = needed | fed if len(fed) == 1 else needed
     return found
 

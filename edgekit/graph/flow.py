@@ -30,9 +30,11 @@ class Flow:
     sums: dict[int, tuple[int, str]]
 
 
-def flow_of(model: ir.Model) -> Flow:
-    """Read the data flow of the top-level graph; what subgraphs capture counts as read by their node."""
-    sums = _sums(model)
+def flow_of(model: ir.Model, alone: frozenset[str] = frozenset()) -> Flow:
+    """Read the data flow of the top-level graph; what subgraphs capture counts as read by their node. The convolutions
+    named ``alone`` add to nothing by the way.
+    """
+    sums = _sums(model, alone)
     nodes = _execution_order(model, sums)
     values = {v.name: v for v in (*model.graph.inputs, *(o for node in nodes for o in node.outputs)) if v.name}
     readers: dict[str, list[int]] = {name: [] for name in values}
@@ -56,7 +58,7 @@ def is_op(node: ir.Node, *ops: str) -> bool:
 Sums = Mapping[ir.Node, tuple[ir.Node, ir.Value]]
 
 
-def _sums(model: ir.Model) -> Sums:
+def _sums(model: ir.Model, alone: frozenset[str]) -> Sums:
     """Convolutions that add their result to what a tensor already holds, each with the Add and that tensor.
 
     That is a residual Add of two tensors of one shape, of which one comes straight from a convolution that nothing
@@ -70,7 +72,9 @@ def _sums(model: ir.Model) -> Sums:
             if value is None or peer is None or value is peer or value.shape != peer.shape:
                 continue
             conv = value.producer()
-            if conv is None or not is_op(conv, "Conv") or value.is_graph_output() or len(value.uses()) != 1:
+            if conv is None or conv.name in alone:
+                continue
+            if not is_op(conv, "Conv") or value.is_graph_output() or len(value.uses()) != 1:
                 continue
             if peer.producer() is None or peer.is_graph_output() or peer in conv.inputs:
                 continue

@@ -9,22 +9,25 @@ plugin does where widths meet (read from its runtime model, compared with its ar
   memory then. The float one goes when nothing else reads it.
 - An int8 convolution does not add to a float tensor by the way: its result is there beside that tensor.
 
-What this does not know: a sum of two int8 layers that is computed in float because another layer before it is float
-takes one more float tensor for that step; and what `buffers` does not know.
+- An int8 convolution does not add to a float tensor by the way: its result is there beside that tensor. The sum takes
+  the place of the first of them where nothing else ever reads either, and memory of its own otherwise.
+
+What this does not know: what `buffers` does not know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import onnx_ir as ir
 
 from edgekit.graph.buffers import Buffer, Phase, allocate
-from edgekit.graph.demands import NOTHING, Demand, both, find_demands, quantizable_adds
+from edgekit.graph.demands import NOTHING, Demand, both, find_demands, of_readers, quantizable_adds
 from edgekit.graph.flow import Flow, flow_of
 from edgekit.graph.load import Graph
+from edgekit.graph.packing import Block, packed_bytes
 from edgekit.graph.passes import Pass, find_passes
 from edgekit.types import Precision
 
@@ -34,8 +37,10 @@ Layers = frozenset[str]
 @dataclass(frozen=True)
 class LiveTensor:
     """A piece of activation memory: ``elements`` of ``large_bytes`` each where one of the layers ``deciders`` is in the
-    ``domain``, else of ``small_bytes``; always the first where there are no deciders. ``is_float`` says that the large
-    ones are floats: two bytes where the model runs in a 16-bit float type. ``name`` is a value that it holds.
+    ``domain``, else of ``small_bytes``; always the first where there are no deciders. Where there are ``int8_guards``,
+    all of these layers must be int8 besides. ``is_float`` says that the large ones are floats that the runtime holds:
+    two bytes where the model runs in a 16-bit float type, which what the caller holds does not. ``name`` is a value
+    that it holds. Pieces with the same ``buffer`` follow each other in one place; the caller's have none (-1).
     """
 
     name: str
@@ -45,17 +50,31 @@ class LiveTensor:
     deciders: tuple[str, ...]
     domain: Literal["float", "int8"]
     is_float: bool
+    buffer: int = -1
+    int8_guards: tuple[str, ...] = ()
+
+    def bytes_in(self, precisions: Mapping[str, Precision], float_bits: int) -> int:
+        """What it takes. Layers that ``precisions`` does not name are float."""
+        domains = {"int8" if precisions.get(name) is Precision.INT8 else "float" for name in self.deciders}
+        large = not self.deciders or self.domain in domains
+        large = large and all(precisions.get(name) is Precision.INT8 for name in self.int8_guards)
+        return self.elements * (self.bytes_large(float_bits) if large else self.small_bytes)
 
     def bytes_large(self, float_bits: int) -> int:
         """Bytes an element while it is large, in a model of that float type."""
         return float_bits // 8 if self.is_float else self.large_bytes
 
 
-def live_steps(graph: Graph) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, ...], ...]]:
+def live_steps(
+    graph: Graph, precisions: Mapping[str, Precision] | None = None
+) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, ...], ...]]:
     """The tensors, and for each execution step the indices of those that are in memory then. Each node has two steps:
     what it reads is brought into its width, and it is computed.
+
+    Which convolutions add to a tensor by the way decides the order, and that is known for given ``precisions`` only.
+    Without them it is as if all were float, and what int8 takes more is counted in that order: what a planner counts.
     """
-    flow = flow_of(graph.model)
+    flow = _flow(graph, precisions or {})
     memory = _Memory(
         flow,
         {layer.name: layer.inputs for layer in graph.layers},
@@ -64,44 +83,102 @@ def live_steps(graph: Graph) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, .
         find_passes(flow),
     )
     order = {layer.name: place for place, layer in enumerate(graph.layers)}
-    numbers: dict[tuple[int, LiveTensor], int] = {}
+    numbers: dict[tuple[int, int, LiveTensor], int] = {}
     live: list[set[int]] = [set() for _ in range(2 * len(flow.nodes))]
-    buffers = allocate(flow, tuple(tensor.name for tensor in graph.inputs))
+    in_both = _in_both(memory, precisions or {})
+    buffers = allocate(flow, tuple(tensor.name for tensor in graph.inputs), in_both)
     for place, buffer in enumerate(buffers):
         relaid = any(other.phases[0].members == buffer.members for other in buffers[place + 1 :])
         width = max(1, buffer.dtype.bitwidth // 8)
         for name, first, last, part in memory.parts(buffer, relaid):
+            kept = buffer.is_input or (not buffer.is_relaid and not flow.outputs.isdisjoint(buffer.members))
+            outside = kept and not part.is_copy
             tensor = LiveTensor(
                 name=name,
-                elements=buffer.elements * part.times,
+                elements=buffer.elements,
                 large_bytes=1 if part.is_copy else width,
                 small_bytes=part.small_bytes,
                 deciders=tuple(sorted(part.deciders, key=order.__getitem__)),
                 domain=part.domain,
-                is_float=buffer.dtype == ir.DataType.FLOAT and not part.is_copy,
+                is_float=buffer.dtype == ir.DataType.FLOAT and not part.is_copy and not outside,
+                buffer=-1 if outside else place,
+                int8_guards=tuple(sorted(part.int8_guards, key=order.__getitem__)),
             )
-            index = numbers.setdefault((place, tensor), len(numbers))
+            index = numbers.setdefault((place, part.number, tensor), len(numbers))
             for step in range(max(first, 0), last + 1):
                 live[step].add(index)
-    return tuple(tensor for _, tensor in numbers), tuple(tuple(sorted(indices)) for indices in live)
+    return tuple(tensor for *_, tensor in numbers), tuple(tuple(sorted(indices)) for indices in live)
 
 
-def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision]) -> int:
-    """The largest sum of live activation bytes over all steps. Layers that ``precisions`` does not name are float32.
+def _flow(graph: Graph, precisions: Mapping[str, Precision]) -> Flow:
+    """The order in which a runtime executes the graph in these precisions."""
+    flow = flow_of(graph.model)
+    adds = quantizable_adds(flow, frozenset(layer.name for layer in graph.layers))
+    int8 = {name for name, precision in precisions.items() if precision is Precision.INT8}
+    names = {flow.nodes[conv].name or "": adds.get(add) for conv, (add, _) in flow.sums.items()}
+    alone = frozenset(name for name, needed in names.items() if name in int8 and not (needed and needed <= int8))
+    return flow_of(graph.model, alone) if alone else flow
 
-    Float tensors that are not 8-bit take 4 bytes an element; or 2 where a layer is bf16 or fp16 and none is fp32,
-    because such a model runs with a 16-bit float type throughout.
+
+def _in_both(memory: _Memory, precisions: Mapping[str, Precision]) -> frozenset[str]:
+    """Results of elementwise functions that are read in float and in 8 bit."""
+    int8 = {name for name, precision in precisions.items() if precision is Precision.INT8}
+    nodes = memory.flow.nodes
+    # Results of kernels, which do the function themselves; an int8 one that sums leaves it to a pass of its own.
+    kernels = {o.name for node in nodes if (node.name or "") in memory.layers for o in node.outputs}
+    sums = memory.flow.sums.items()
+    kernels |= {nodes[add].outputs[0].name for conv, (add, _) in sums if nodes[conv].name not in int8}
+    found = set()
+    for one in memory.passes.values():
+        (name,) = (o.name or "" for o in memory.flow.nodes[one.last].outputs)
+        wanted = of_readers(memory.flow, name, memory.demands) if one.elementwise else NOTHING
+        in_float = wanted.float_if is None or not wanted.float_if <= int8
+        by_kernel = len(one.sources) == 1 and one.sources[0] in kernels
+        if in_float and not by_kernel and not wanted.int8_if.isdisjoint(int8):
+            found.add(name)
+    return frozenset(found)
+
+
+def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision], base: Precision = Precision.FP32) -> int:
+    """What a runtime needs for activations: what the caller holds, and the block in which OpenVINO packs the others
+    (see `packing`). Layers that ``precisions`` does not name are float; ``base`` is the float type that the model runs
+    in.
+    """
+    tensors, steps = live_steps(graph, precisions)
+    return arena_bytes(tensors, steps, [t.bytes_in(precisions, base.activation_bits) for t in tensors])
+
+
+def live_activation_bytes(graph: Graph, precisions: Mapping[str, Precision], base: Precision = Precision.FP32) -> int:
+    """The largest sum of live activation bytes over all steps: what no packing can go below, and what a planner can
+    count.
     """
     tensors, steps = live_steps(graph)
-    chosen = {layer.name: precisions.get(layer.name, Precision.FP32) for layer in graph.layers}
-    kinds = set(chosen.values())
-    half = Precision.FP32 not in kinds and not kinds.isdisjoint({Precision.BF16, Precision.FP16})
-    sizes = []
-    for tensor in tensors:
-        domains = {"int8" if chosen[name] is Precision.INT8 else "float" for name in tensor.deciders}
-        large = not tensor.deciders or tensor.domain in domains
-        sizes.append(tensor.elements * (tensor.bytes_large(16 if half else 32) if large else tensor.small_bytes))
+    sizes = [t.bytes_in(precisions, base.activation_bits) for t in tensors]
     return max((sum(sizes[index] for index in step) for step in steps), default=0)
+
+
+def arena_bytes(tensors: Sequence[LiveTensor], steps: Sequence[Sequence[int]], sizes_bytes: Sequence[int]) -> int:
+    """What the caller holds + the packed block, for the tensors and steps of `live_steps` with these sizes."""
+    caller = {index for step in steps for index in step if tensors[index].buffer < 0}
+    return sum(sizes_bytes[index] for index in caller) + packed_bytes(blocks_of(tensors, steps, sizes_bytes))
+
+
+def blocks_of(tensors: Sequence[LiveTensor], steps: Sequence[Sequence[int]], sizes_bytes: Sequence[int]) -> list[Block]:
+    """The tensors between inputs and outputs. Those of one size that follow each other in one buffer are one block."""
+    held: dict[tuple[int, int, int], list[int]] = {}  # buffer, size and how many of these before, to steps
+    for at, live in enumerate(steps):
+        seen: dict[tuple[int, int], int] = {}
+        for index in live:
+            key = (tensors[index].buffer, sizes_bytes[index])
+            if min(key) >= 0 and key[1]:
+                number = seen[key] = seen.get(key, -1) + 1
+                held.setdefault((*key, number), []).append(at)
+    found = []
+    for (_, size_bytes, _), during in held.items():
+        starts = [at for before, at in zip([-2, *during], during, strict=False) if at != before + 1]
+        ends = [at for at, after in zip(during, [*during[1:], -2], strict=True) if after != at + 1]
+        found += [Block(first, last, size_bytes) for first, last in zip(starts, ends, strict=True)]
+    return found
 
 
 class _Part(NamedTuple):
@@ -111,7 +188,8 @@ class _Part(NamedTuple):
     small_bytes: int = 0
     is_copy: bool = False
     domain: Literal["float", "int8"] = "float"
-    times: int = 1
+    int8_guards: Layers = frozenset()
+    number: int = 0  # tells a second such part from the first
 
 
 def _copy(wanted_by: Layers) -> _Part:
@@ -183,11 +261,8 @@ class _Memory:
             yield begin, 2 * buffer.last + 1, _held(Demand(made))
             return
         everything = both(r.demand for r in readers)
-        if len(phase.makers) > 1 and made is None:  # an int8 convolution does not add to a float tensor by the way,
-            conv, add = phase.makers  # and a result that comes out in both widths is not written over anything
-            times = 2 if everything.int8_if and everything.int8_if != everything.float_if else 1
-            alone = _Part(frozenset({self.flow.nodes[conv].name or ""}), domain="int8", times=times)
-            yield begin, 2 * add + 1, [alone]
+        if len(phase.makers) > 1:
+            yield from self._summed(phase, made, readers)
         if ended is not None and len(phase.makers) == 1:  # an elementwise function, in the place of its source
             yield begin, begin, [_copy(everything.int8_if)] if everything.int8_if else []
             begin += 1
@@ -200,6 +275,28 @@ class _Memory:
             yield from _copied_at_once(begin, made, readers[0], end)
         else:
             yield from _copied_when_read(begin, made, readers, end)
+
+    def _summed(
+        self, phase: Phase, made: Layers | None, readers: list[_Reader]
+    ) -> Iterator[tuple[int, int, list[_Part]]]:
+        """What an int8 convolution takes besides, where the tensor that it would add to by the way is float: its own
+        result, the sum where that is written over nothing, and the sum in 8 bit, which comes out at once.
+        """
+        conv, add = phase.makers
+        layer = frozenset({self.flow.nodes[conv].name or ""})
+        if made is not None and made <= layer:
+            return
+        floats = frozenset() if made is None else made - layer
+        alone = _Part(floats, int8_guards=layer)
+        yield 2 * conv + 1, 2 * add + 1, [alone]
+        everything = both(r.demand for r in readers)
+        in_both = bool(everything.int8_if) and everything.int8_if != everything.float_if
+        if in_both or any(len(self.flow.readers[name]) > 1 for name in self.flow.reads[add]):
+            yield 2 * add + 1, 2 * add + 1, [alone._replace(number=1)]
+        wanting = [r.step for r in readers if r.demand.int8_if]
+        if made is None and in_both and 2 * wanting[0] > 2 * add + 1:
+            early = _copy(everything.int8_if)._replace(int8_guards=layer)
+            yield 2 * add + 1, 2 * wanting[0] - 1, [early]
 
     def _made_by(self, phase: Phase) -> Layers | None:
         """The layers that must be int8 for it to come out in 8 bit; ``None``: it never does."""

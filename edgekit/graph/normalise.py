@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnx import inliner, version_converter
 
 from edgekit.errors import InputError
+from edgekit.graph.activations import restore_activations
 from edgekit.graph.fold import fold_affine
 from edgekit.graph.pads import fold_pads
 from edgekit.graph.read import all_nodes
@@ -16,7 +17,6 @@ from edgekit.graph.tidy import (
     constants_to_initializers,
     first_line,
     name_nodes,
-    restore_hard_swish,
     simplify_softmax,
     static_shapes,
     unshare_biases,
@@ -54,7 +54,7 @@ def normalise(model: onnx.ModelProto, where: str) -> ir.Model:
     fold_pads(normal)
     fold_affine(normal)
     simplify_softmax(normal)
-    restore_hard_swish(normal)
+    restore_activations(normal)
     constants_to_initializers(normal)
     unshare_biases(normal)
     normal.ir_version = max(8, normal.ir_version)

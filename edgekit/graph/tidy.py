@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -85,31 +83,6 @@ def simplify_softmax(model: ir.Model) -> None:
         for dead in (reshape, flatten):
             if not any(o.uses() or o.is_graph_output() for o in dead.outputs):
                 model.graph.remove(dead, safe=True)
-
-
-def restore_hard_swish(model: ir.Model) -> None:
-    """``x * HardSigmoid(x)`` becomes one HardSwish, which runtimes have a kernel for. Models spell it out, and so does
-    onnxruntime, for which HardSwish is a function: https://onnx.ai/onnx/operators/onnx__HardSwish.html.
-    """
-    for node in list(model.graph):
-        if node.op_type != "Mul" or node.domain:
-            continue
-        gate = next((v.producer() for v in node.inputs if v is not None and _gates(v, node.inputs)), None)
-        if gate is None:
-            continue
-        swish = ir.Node("", "HardSwish", [gate.inputs[0]], name=node.name)
-        model.graph.insert_before(node, swish)
-        take_over(node.outputs[0], swish)
-        model.graph.remove([node, gate], safe=True)
-
-
-def _gates(value: ir.Value, factors: Sequence[ir.Value | None]) -> bool:
-    """Whether ``value`` is HardSigmoid of the other factor, as HardSwish defines it, and nothing else reads it."""
-    gate = value.producer()
-    if gate is None or gate.op_type != "HardSigmoid" or len(value.uses()) != 1 or value.is_graph_output():
-        return False
-    slope, offset = gate.attributes.get_float("alpha", 0.2), gate.attributes.get_float("beta", 0.5)
-    return gate.inputs[0] in factors and abs(slope - 1 / 6) < 1e-6 and offset == 0.5
 
 
 def take_over(value: ir.Value, node: ir.Node) -> None:

@@ -38,7 +38,7 @@ def validate(problem: Problem, limits: Limits) -> None:
             _check_part(problem, where, part.group, cost_ms=part.cost_ms)
     for i, t in enumerate(problem.tensors):
         _check(f"tensor {i}", bytes_full=t.bytes_full, bytes_small=t.bytes_small)
-        _check_indices(f"tensor {i}", (*t.deciders, *t.int8_deciders), 0, len(problem.layers))
+        _check_indices(f"tensor {i}", (*t.deciders, *t.int8_deciders, *t.int8_guards), 0, len(problem.layers))
         pairs = [(t.bytes_small, t.bytes_full)]
         for piece in t.parts:
             sizes = {"bytes_full": piece.bytes_full, "bytes_small": piece.bytes_small}

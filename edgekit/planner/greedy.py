@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edgekit.planner.milp import totals_of
 from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity, Totals
-from edgekit.planner.table import Step, Table, tabulate
+from edgekit.planner.table import Condition, Step, Table, tabulate
 from edgekit.planner.usable import slack_of
 
 if TYPE_CHECKING:
@@ -167,14 +167,18 @@ class _State:
             return not self._is_float(~layer)
         return bool(self.table.is_float[self.table.starts[layer] + self.now[layer]])
 
+    def _holds(self, condition: Condition) -> bool:
+        any_of = not condition.any_of or any(map(self._is_float, condition.any_of))
+        return any_of and all(map(self._is_float, condition.all_of))
+
     def _bytes(self, step: Step) -> float:
         table = self.table
         total = float(step.least_bytes)
         for which, extra in step.extra.items():
-            total += extra * any(map(self._is_float, table.deciders[which]))
+            total += extra * self._holds(table.conditions[which])
         for number in step.sizes:
             size = table.sizes[number]
-            large = any(map(self._is_float, size.deciders))
+            large = self._holds(size.condition)
             total += size.extra * large
             for group, small in size.small.items():
                 amounts: Floats = small + size.extras[group] if large else small

@@ -102,8 +102,8 @@ class TensorPart:
 @dataclass(frozen=True)
 class ActivationTensor:
     """Takes ``bytes_full`` when one of the ``deciders`` (layer indices) chose "float" or one of the ``int8_deciders``
-    chose "int8", else ``bytes_small``; with neither it always takes ``bytes_full``. The ``parts`` come on top, each in
-    the same way.
+    chose "int8", else ``bytes_small``; with neither it always takes ``bytes_full``. Where there are ``int8_guards``,
+    all of these must have chosen "int8" besides. The ``parts`` come on top, each in the same way.
     """
 
     bytes_full: int
@@ -111,11 +111,17 @@ class ActivationTensor:
     deciders: tuple[int, ...]
     parts: tuple[TensorPart, ...] = ()
     int8_deciders: tuple[int, ...] = ()
+    int8_guards: tuple[int, ...] = ()
 
     @property
     def literals(self) -> frozenset[int]:
         """What makes it large: ``i`` stands for layer ``i`` being float, ``~i`` for its being int8."""
         return frozenset(self.deciders) | {~i for i in self.int8_deciders}
+
+    def is_large(self, is_int8: Sequence[bool]) -> bool:
+        """Whether it takes ``bytes_full``, given which layers chose "int8"."""
+        decided = [is_int8[~i] if i < 0 else not is_int8[i] for i in self.literals]
+        return (any(decided) or not decided) and all(is_int8[i] for i in self.int8_guards)
 
 
 @dataclass(frozen=True)
@@ -191,12 +197,7 @@ def evaluate(problem: Problem, choice: Sequence[int], kept: Sequence[int] = ()) 
     for b in problem.boundaries:
         if (b.producer >= 0 and small[b.producer]) != small[b.consumer]:
             latencies += (b.cost_ms, *(part.cost_ms[kept[part.group]] for part in b.parts))
-    sizes: list[int] = []
-    for t in problem.tensors:
-        if t.literals and all(small[i] if i >= 0 else not small[~i] for i in t.literals):
-            sizes.append(t.bytes_small + sum(part.bytes_small[kept[part.group]] for part in t.parts))
-        else:
-            sizes.append(t.bytes_full + sum(part.bytes_full[kept[part.group]] for part in t.parts))
+    sizes = _tensor_bytes(problem, choice, kept)
     peak = max((sum(sizes[t] for t in set(step)) for step in problem.steps), default=0)
     return Totals(
         latency_ms=math.fsum(latencies),
@@ -205,6 +206,18 @@ def evaluate(problem: Problem, choice: Sequence[int], kept: Sequence[int] = ()) 
         peak_activation_bytes=peak,
         loss=math.fsum((*(option.loss for option in chosen), *(option.loss for option in pruned))),
     )
+
+
+def _tensor_bytes(problem: Problem, choice: Sequence[int], kept: Sequence[int] = ()) -> list[int]:
+    """What each tensor of the problem takes with these options, one a layer, and these kept counts, one a group."""
+    is_int8 = [layer.options[at].domain == "int8" for layer, at in zip(problem.layers, choice, strict=True)]
+    sizes: list[int] = []
+    for t in problem.tensors:
+        if t.is_large(is_int8):
+            sizes.append(t.bytes_full + sum(part.bytes_full[kept[part.group]] for part in t.parts))
+        else:
+            sizes.append(t.bytes_small + sum(part.bytes_small[kept[part.group]] for part in t.parts))
+    return sizes
 
 
 def cell(cells: Cells, at: Sequence[int]) -> float:

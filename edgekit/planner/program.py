@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from edgekit.planner.problem import Limits, Quantity
-from edgekit.planner.table import SHAPED, Pair, Table, most_of
+from edgekit.planner.table import SHAPED, Condition, Pair, Table, most_of
 from edgekit.planner.usable import Least, Usable, least_of, slack_of
 
 if TYPE_CHECKING:
@@ -109,6 +109,15 @@ class _Shares:
         able = [d for d in deciders if self.floats[d]]
         sure = [d for d in able if len(self.floats[d]) == len(self.options[max(d, ~d)])]
         return tuple(sure[:1] or able)
+
+    def undecided(self, guards: Iterable[int]) -> tuple[int, ...]:
+        """Those that do not hold whatever is chosen."""
+        return tuple(g for g in guards if len(self.floats[g]) < len(self.options[max(g, ~g)]))
+
+    def possible(self, condition: Condition) -> bool:
+        """Whether the condition can hold at all, and depends on something."""
+        able = not condition.any_of or self.decisive(condition.any_of)
+        return bool(able) and condition != Condition() and all(self.floats[g] for g in condition.all_of)
 
     def kept(self, group: int) -> list[dict[int, float]]:
         """By the group's options: the column that chooses it."""
@@ -290,7 +299,7 @@ def _memory_rows(rows: _Rows, shares: _Shares, weights: Entries, slack: float | 
     """
     table = shares.table
     room = slack if rows.tight else None
-    members = [_large(rows, shares, deciders) for deciders in table.deciders]
+    members = [_large(rows, shares, condition) for condition in table.conditions]
     widest = max(step.least_bytes for step in table.steps)
     unit = math.fsum(weights.values())
     if room is not None:
@@ -326,14 +335,22 @@ def _memory_rows(rows: _Rows, shares: _Shares, weights: Entries, slack: float | 
     return {} if peak is None else {peak: span}
 
 
-def _large(rows: _Rows, shares: _Shares, deciders: Iterable[int]) -> Entries:
-    """Columns that sum to 1 when one of the deciders holds."""
-    decisive = shares.decisive(deciders)
-    if len(decisive) <= 1:
-        return shares.floats[decisive[0]] if decisive else {}
+def _large(rows: _Rows, shares: _Shares, condition: Condition) -> Entries:
+    """Columns that sum to 1 when the condition holds."""
+    if not shares.possible(condition):
+        return {}
+    decisive = shares.decisive(condition.any_of)
+    guards = shares.undecided(condition.all_of)
+    if len(decisive) + len(guards) == 1:
+        return shares.floats[(*decisive, *guards)[0]]
     large = rows.column()
-    for decider in decisive:
-        rows.at_least(large, shares.floats[decider])
+    for decider in decisive or (None,):
+        # At least what all of them are, less what they fall short of holding all.
+        entries = {large: 1.0}
+        for one in guards if decider is None else (*guards, decider):
+            for column, value in shares.floats[one].items():
+                entries[column] = entries.get(column, 0.0) - value
+        rows.add(entries, 1.0 - len(guards) - (decider is not None), math.inf)
     return {large: 1.0}
 
 
@@ -341,21 +358,23 @@ def _tensor_columns(rows: _Rows, shares: _Shares, rooms: Mapping[int, float]) ->
     """For each tensor that changes with channel groups its bytes over its least, as few columns as can say it."""
     held: dict[int, Entries] = {}
     for number, size in shares.table.sizes.items():
-        decisive = shares.decisive(size.deciders)
+        large = _large(rows, shares, size.condition) if size.condition.all_of else None
+        decisive = shares.decisive(size.condition.any_of) if large is None else ()
         entries: Entries = {}
         extra = size.extra
         for group, small in size.small.items():
             for chosen, amount in zip(shares.kept(group), small.tolist(), strict=True):
                 for column in chosen:
                     entries[column] = entries.get(column, 0.0) + amount
-            if decisive and size.extras[group].any():
+            if (decisive or large) and size.extras[group].any():
                 amounts = (size.extras[group] + extra).tolist()
                 extra = 0.0  # the large and kept ones add up to the large one
-                for columns, amount in zip(_large_and_kept(rows, shares, decisive, group), amounts, strict=True):
+                joint = _large_and_kept(rows, shares, decisive, group, large)
+                for columns, amount in zip(joint, amounts, strict=True):
                     for column in columns:
                         entries[column] = entries.get(column, 0.0) + amount
-        if extra and decisive:
-            for column in _large(rows, shares, decisive):
+        if extra and (decisive or large):
+            for column in _large(rows, shares, Condition(decisive)) if large is None else large:
                 entries[column] = entries.get(column, 0.0) + extra
         entries = {column: amount for column, amount in entries.items() if amount}
         room = rooms.get(number, math.inf)
@@ -369,23 +388,29 @@ def _tensor_columns(rows: _Rows, shares: _Shares, rooms: Mapping[int, float]) ->
     return held
 
 
-def _large_and_kept(rows: _Rows, shares: _Shares, decisive: tuple[int, ...], group: int) -> list[Entries]:
-    """By the group's options: columns that sum to 1 when it is chosen and one of the deciders holds."""
-    joint = {layer: shares.float_and_kept(layer, group) for layer in decisive}
-    alone = joint[decisive[0]]
-    if len(decisive) == 1 and alone is not None:
+def _large_and_kept(
+    rows: _Rows, shares: _Shares, decisive: tuple[int, ...], group: int, large: Entries | None
+) -> list[Entries]:
+    """By the group's options: columns that sum to 1 when it is chosen and the tensor is large: where one of the
+    deciders holds, or where the columns ``large`` say so.
+    """
+    joint = [(shares.floats[layer], shares.float_and_kept(layer, group)) for layer in decisive]
+    if large is not None:
+        joint = [(large, None)]
+    alone = joint[0][1]
+    if len(joint) == 1 and alone is not None:
         return alone
     kept = shares.kept(group)
     found: list[Entries] = [{rows.column(): 1.0} if chosen else {} for chosen in kept]
-    for layer, by_option in joint.items():
+    for whole, by_option in joint:
         if by_option is None:
             total = {column: 1.0 for entries in found for column in entries}
-            rows.add(total | dict.fromkeys(shares.floats[layer], -1.0), 0.0, math.inf)
+            rows.add(total | {column: -value for column, value in whole.items()}, 0.0, math.inf)
             continue
         for entries, columns in zip(found, by_option, strict=True):
             for column in entries:
                 rows.at_least(column, columns)
-    if None in joint.values():
+    if any(by_option is None for _, by_option in joint):
         for entries, chosen in zip(found, kept, strict=True):
             if chosen:
                 rows.add(entries | dict.fromkeys(chosen, -1.0), -math.inf, 0.0)

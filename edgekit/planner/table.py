@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from edgekit.planner.checks import validate
-from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity
+from edgekit.planner.problem import QUANTITIES, ActivationTensor, Limits, Problem, Quantity
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +36,22 @@ class Pair(NamedTuple):
     parts: dict[int, Floats]  # node of a channel group -> milliseconds by its option
 
 
+class Condition(NamedTuple):
+    """What makes a tensor large: one of ``any_of``, where there are any, and all of ``all_of``. Each is a layer's being
+    float, or int8 where it is negative, as in `ActivationTensor.literals`.
+    """
+
+    any_of: tuple[int, ...] = ()
+    all_of: tuple[int, ...] = ()
+
+
 class Size(NamedTuple):
     """A tensor whose bytes change with channel groups, over its least."""
 
-    deciders: tuple[int, ...]  # as in `ActivationTensor.literals`
-    extra: float  # bytes added when one of the deciders holds
-    small: dict[int, Floats]  # node of a channel group -> bytes over the least by its option, while none holds
-    extras: dict[int, Floats]  # the same, added when one of the deciders holds
+    condition: Condition
+    extra: float  # bytes added when the condition holds
+    small: dict[int, Floats]  # node of a channel group -> bytes over the least by its option, while it does not
+    extras: dict[int, Floats]  # the same, added when it holds
 
     @property
     def most(self) -> float:
@@ -54,7 +63,7 @@ class Step(NamedTuple):
     """One execution step's live activations."""
 
     least_bytes: int  # with every tensor at its smallest
-    extra: dict[int, int]  # set of deciders -> bytes added when one of them holds
+    extra: dict[int, int]  # condition -> bytes added when it holds
     sizes: frozenset[int]  # tensors that change with channel groups too
 
 
@@ -74,7 +83,7 @@ class Table:
     starts: npt.NDArray[np.intp]  # of each node's columns, and their number
     factors: list[Factor]
     pairs: list[Pair]
-    deciders: list[tuple[int, ...]]  # distinct sets of deciders
+    conditions: list[Condition]  # distinct ones
     sizes: dict[int, Size]  # by tensor
     steps: list[Step]
 
@@ -104,7 +113,7 @@ def tabulate(problem: Problem, limits: Limits) -> Table:
         for node in list(pair.parts):
             pair.parts[node] = pair.parts[node][kept[node]]
     sizes, base = _sizes(problem, kept)
-    distinct: dict[frozenset[int], int] = {}
+    distinct: dict[Condition, int] = {}
     steps: list[Step] = []
     for step in _maximal_steps(problem.steps) or [()]:
         least, extra = 0, dict[int, int]()
@@ -112,7 +121,7 @@ def tabulate(problem: Problem, limits: Limits) -> Table:
             tensor, smallest, largest = problem.tensors[index], *base[index]
             least += smallest
             if index not in sizes and largest > smallest:
-                which = distinct.setdefault(tensor.literals, len(distinct))
+                which = distinct.setdefault(_condition(tensor), len(distinct))
                 extra[which] = extra.get(which, 0) + largest - smallest
         steps.append(Step(least, extra, frozenset(step) & sizes.keys()))
     floor = max(step.least_bytes for step in steps)
@@ -129,7 +138,7 @@ def tabulate(problem: Problem, limits: Limits) -> Table:
         starts=np.concatenate([[0], np.cumsum(widths)]).astype(np.intp),
         factors=factors,
         pairs=[p for p in (_simple(pair) for _, pair in sorted(pairs.items())) if p.cost_ms > 0 or p.parts],
-        deciders=[tuple(sorted(g)) for g in distinct],
+        conditions=list(distinct),
         sizes=sizes,
         steps=[s for i, s in enumerate(steps) if s not in steps[:i]],
     )
@@ -294,13 +303,14 @@ def _sizes(problem: Problem, kept: list[npt.NDArray[np.intp]]) -> tuple[dict[int
     sizes: dict[int, Size] = {}
     base: list[tuple[int, int]] = []
     for index, t in enumerate(problem.tensors):
-        smallest, extra = (t.bytes_small, t.bytes_full - t.bytes_small) if t.literals else (t.bytes_full, 0)
+        varies = _condition(t) != Condition()
+        smallest, extra = (t.bytes_small, t.bytes_full - t.bytes_small) if varies else (t.bytes_full, 0)
         small: dict[int, Floats] = {}
         extras: dict[int, Floats] = {}
         for part in t.parts:
             node = layers + part.group
             full = np.array(part.bytes_full, dtype=np.float64)[kept[node]]
-            low = np.array(part.bytes_small, dtype=np.float64)[kept[node]] if t.literals else full
+            low = np.array(part.bytes_small, dtype=np.float64)[kept[node]] if varies else full
             small[node] = small.get(node, 0.0) + low
             extras[node] = extras.get(node, 0.0) + full - low
         for node in list(small):
@@ -311,9 +321,13 @@ def _sizes(problem: Problem, kept: list[npt.NDArray[np.intp]]) -> tuple[dict[int
                 del small[node], extras[node]
         if small:
             changes = extra > 0 or any(e.any() for e in extras.values())
-            sizes[index] = Size(tuple(sorted(t.literals)) if changes else (), extra, small, extras)
+            sizes[index] = Size(_condition(t) if changes else Condition(), extra, small, extras)
         base.append((smallest, smallest + extra))
     return sizes, base
+
+
+def _condition(tensor: ActivationTensor) -> Condition:
+    return Condition(tuple(sorted(tensor.literals)), tuple(sorted({~i for i in tensor.int8_guards})))
 
 
 def _maximal_steps(steps: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:

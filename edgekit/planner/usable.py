@@ -147,11 +147,13 @@ def _drop_over_steps(table: Table, usable: Usable, slack: float, cells: list[Mas
         if not step.sizes or most_of(step, table.sizes) <= room:
             continue
         held = [table.sizes[t] for t in sorted(step.sizes)]
-        surely = [any(bool((holds[d] | ~in_use(d)).all()) for d in size.deciders) for size in held]
+        # What is large only where several layers agree counts as small here: that forbids less, never too much.
+        deciders = [() if size.condition.all_of else size.condition.any_of for size in held]
+        surely = [any(bool((holds[d] | ~in_use(d)).all()) for d in its) for its in deciders]
         lowest = 0.0
         for size, large in zip(held, surely, strict=True):
             lowest += sum(least(n, s + size.extras[n] * large) for n, s in size.small.items()) + size.extra * large
-        able = {max(d, ~d) for size in held for d in size.deciders if (holds[d] & in_use(d)).any()}
+        able = {max(d, ~d) for its in deciders for d in its if (holds[d] & in_use(d)).any()}
         touched = {n for size in held for n in size.small} | able
         for i in {i for n in touched for i in factors.get(n, ())}:
             nodes = table.factors[i].nodes
@@ -159,12 +161,12 @@ def _drop_over_steps(table: Table, usable: Usable, slack: float, cells: list[Mas
                 continue
             shape = cells[i].shape
             over = np.full(shape, lowest)
-            for size, large in zip(held, surely, strict=True):
-                if not (size.small.keys() | {max(d, ~d) for d in size.deciders}) & set(nodes):
+            for size, its, large in zip(held, deciders, surely, strict=True):
+                if not (size.small.keys() | {max(d, ~d) for d in its}) & set(nodes):
                     continue
                 is_large: Any = np.full(shape, large)
                 for axis, node in enumerate(nodes):
-                    for decider in {node, ~node}.intersection(size.deciders):
+                    for decider in {node, ~node}.intersection(its):
                         wide = [-1 if a == axis else 1 for a in range(len(shape))]
                         is_large = is_large | holds[decider].reshape(wide)
                 for node, small in size.small.items():

@@ -251,6 +251,74 @@ def test_a_newer_ir_version_than_the_runtime_knows_loads(tmp_path: Path) -> None
     assert load(path).model.ir_version <= 10
 
 
+def scaled(net: zoo.Net, x: str, way: str) -> str:
+    """A sixth of x."""
+    if way == "Div":
+        return net.op("Div", x, net.weight(np.float32(6)))
+    factor = net.weight(np.float32([1 / 6]))
+    return net.op("Mul", *((factor, x) if way == "swapped" else (x, factor)))
+
+
+def window(net: zoo.Net, x: str, way: str) -> str:
+    """clip(x + 3, 0, 6)."""
+    three = net.weight(np.float32([3]))
+    return net.clip6(net.op("Add", *((three, x) if way == "swapped" else (x, three))))
+
+
+@pytest.mark.parametrize("way", ["Div", "Mul", "swapped"])
+@pytest.mark.parametrize("place", ["after", "in the gate", "in the factor"])
+def test_hard_swish_is_one_operator_wherever_its_sixth_stands(way: str, place: str, tmp_path: Path) -> None:
+    net = zoo.Net()
+    x = net.conv(net.input("x", (1, 3, 8, 8)), 3, 16)
+    gate = window(net, x, way)
+    gate = scaled(net, gate, way) if place == "in the gate" else gate
+    factor = scaled(net, x, way) if place == "in the factor" else x
+    y = net.op("Mul", *((gate, factor) if way == "swapped" else (factor, gate)))
+    y = scaled(net, y, way) if place == "after" else y
+    original = net.model([net.conv(y, 16, 4)])
+    graph = load_model(original, tmp_path)
+    assert [node.op_type for node in graph.model.graph] == ["Conv", "HardSwish", "Conv"]
+    check_normal_form(graph)
+    check_same_outputs(original, graph)
+
+
+@pytest.mark.parametrize("to", [1.0, 6.0])
+def test_a_hard_sigmoid_in_operators_is_one_operator(to: float, tmp_path: Path) -> None:
+    net = zoo.Net()
+    x = net.conv(net.input("x", (1, 3, 8, 8)), 3, 16)
+    if to == 6:
+        gate = scaled(net, window(net, x, "Div"), "Div")
+    else:
+        half = net.op("Add", scaled(net, x, "Mul"), net.weight(np.float32([0.5])))
+        gate = net.op("Clip", half, net.weight(np.float32(0)), net.weight(np.float32(1)))
+    original = net.model([net.conv(net.op("Add", gate, net.op("Relu", x)), 16, 4)])
+    graph = load_model(original, tmp_path)
+    assert sorted(node.op_type for node in graph.model.graph) == ["Add", "Conv", "Conv", "HardSigmoid", "Relu"]
+    check_normal_form(graph)
+    check_same_outputs(original, graph)
+
+
+@pytest.mark.parametrize("unlike", ["shift", "limit", "scale", "another", "read twice", "an output", "more axes"])
+def test_what_is_no_hard_swish_stays_as_it_is(unlike: str, tmp_path: Path) -> None:
+    net = zoo.Net()
+    x = net.conv(net.input("x", (1, 3, 8, 8)), 3, 16)
+    y = net.op("Add", x, net.weight(np.float32([2 if unlike == "shift" else 3])))
+    limit = net.weight(np.float32(5 if unlike == "limit" else 6))
+    gate = net.op("Clip", y, net.weight(np.float32(0)), limit)
+    product = net.op("Mul", net.op("Relu", x) if unlike == "another" else x, gate)
+    six = np.float32([5 if unlike == "scale" else 6])
+    y = net.op("Div", product, net.weight(six.reshape(1, 1, 1, 1, 1) if unlike == "more axes" else six))
+    outputs = [net.op("GlobalAveragePool", y) if unlike != "more axes" else y]
+    if unlike == "read twice":
+        outputs.append(net.op("GlobalMaxPool", gate))
+    if unlike == "an output":
+        outputs.append(gate)
+    original = net.model(outputs)
+    graph = load_model(original, tmp_path)
+    assert not {"HardSwish", "HardSigmoid"} & {node.op_type for node in graph.model.graph}
+    check_same_outputs(original, graph)
+
+
 @pytest.mark.parametrize("spelled_out", [True, False])
 def test_hard_swish_is_one_operator_however_it_was_written(spelled_out: bool, tmp_path: Path) -> None:
     net = zoo.Net()

@@ -16,7 +16,7 @@ from benchmarks.arena import arena_bytes
 from edgekit.compress.observers import Range
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.errors import MissingToolError
-from edgekit.graph import Graph, live_steps, peak_activation_bytes, to_bytes
+from edgekit.graph import Graph, live_activation_bytes, live_steps, peak_activation_bytes, to_bytes
 from edgekit.types import Precision
 from tests import zoo
 from tests.graph.nets import load_model, random_nets
@@ -66,6 +66,22 @@ def last_sum() -> onnx.ModelProto:
     return net.model([net.op("GlobalAveragePool", net.op("Add", net.conv(wide, 48, 32), side))])
 
 
+def sum_of_siblings() -> onnx.ModelProto:
+    """Two layers read one tensor and are summed; no layer reads the sum."""
+    net = zoo.Net()
+    shared = net.conv(net.input("x", [1, 4, 64, 64]), 4, 32)
+    y = net.op("Add", net.conv(shared, 32, 32), net.conv(shared, 32, 32))
+    return net.model([net.op("GlobalAveragePool", y)])
+
+
+def sum_with_what_others_read() -> onnx.ModelProto:
+    """As a residual block, but no layer reads the sum: what int8 layers add up to there takes memory of its own."""
+    net = zoo.Net()
+    shared = net.conv(net.input("x", [1, 4, 64, 64]), 4, 32)
+    y = net.conv(net.op("Relu", net.conv(shared, 32, 32)), 32, 32)
+    return net.model([net.op("GlobalAveragePool", net.op("Add", y, shared))])
+
+
 def mixes(graph: Graph) -> Iterator[dict[str, Precision]]:
     names = [layer.name for layer in graph.layers]
     for mix in itertools.product((FP32, INT8), repeat=len(names)):
@@ -85,7 +101,7 @@ def predicted(graph: Graph, chosen: dict[str, Precision]) -> int:
     return peak_activation_bytes(graph, chosen) - 4 * outside
 
 
-@pytest.mark.parametrize("net", [chain, squeeze_excite])
+@pytest.mark.parametrize("net", [chain, squeeze_excite, sum_of_siblings, sum_with_what_others_read])
 def test_every_mix_is_what_openvino_allocates(net: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     graph = load_model(net(), tmp_path)
     for chosen in mixes(graph):
@@ -100,8 +116,8 @@ def test_every_mix_fits_but_for_the_holes_that_packing_leaves(
     exact = 0
     for chosen in mixes(graph):
         arena, live = measured(graph, chosen), predicted(graph, chosen)
-        assert live - SLACK <= arena <= 1.18 * live, chosen
-        exact += arena <= live + SLACK
+        assert abs(arena - live) <= 0.18 * arena, chosen
+        exact += abs(arena - live) <= SLACK
     assert exact >= 10  # of 16
 
 
@@ -161,5 +177,5 @@ def test_copies_are_all_that_int8_can_cost(model: onnx.ModelProto, data: st.Data
     graph = load_model(model, tmp_path)
     chosen = {layer.name: data.draw(st.sampled_from([INT8, FP32])) for layer in graph.layers}
     tensors, _ = live_steps(graph)
-    copies = sum(t.elements * t.large_bytes for t in tensors if t.domain == "int8")
-    assert peak_activation_bytes(graph, chosen) <= peak_activation_bytes(graph, {}) + copies
+    copies = sum(t.elements * t.large_bytes for t in tensors if t.domain == "int8" or t.int8_guards)
+    assert live_activation_bytes(graph, chosen) <= live_activation_bytes(graph, {}) + copies

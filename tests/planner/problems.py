@@ -96,7 +96,8 @@ def problems(draw: st.DrawFn, grouped: bool | None = None) -> Problem:
             parts.append(TensorPart(g, tuple(map(max, *rows)), tuple(map(min, *rows))))
         one, two = draw(sizes), draw(sizes)
         floats, int8s = tuple(draw(st.sets(index))), tuple(draw(st.sets(index, max_size=2)))
-        return ActivationTensor(max(one, two), min(one, two), floats, tuple(parts), int8s)
+        guards = tuple(draw(st.sets(index, max_size=2)))
+        return ActivationTensor(max(one, two), min(one, two), floats, tuple(parts), int8s, guards)
 
     def boundary() -> Boundary:
         parts = tuple(

@@ -41,10 +41,7 @@ def test_units_do_not_matter(case: tuple[Problem, Limits], time: float, noise: f
     other = Problem(
         tuple(replace(layer, options=tuple(map(scaled, layer.options))) for layer in problem.layers),
         tuple(replace(b, cost_ms=b.cost_ms * time) for b in problem.boundaries),
-        tuple(
-            ActivationTensor(t.bytes_full * size, t.bytes_small * size, t.deciders, (), t.int8_deciders)
-            for t in problem.tensors
-        ),
+        tuple(replace(t, bytes_full=t.bytes_full * size, bytes_small=t.bytes_small * size) for t in problem.tensors),
         problem.steps,
         problem.fixed_latency_ms * time,
     )
@@ -125,6 +122,18 @@ def test_a_tensor_is_small_only_when_all_deciders_are_int8() -> None:
     assert caught.value.nearest == {"memory_bytes": 100.0}
 
 
+def test_a_tensor_that_is_large_only_where_one_layer_is_int8_and_another_is_not() -> None:
+    layers = [(option(1.0, 0), option(1.5, 0, domain="int8"))] * 2
+    tensor = ActivationTensor(400, 0, (0,), int8_guards=(1,))
+    problem = problem_of(*layers, tensors=(tensor,), steps=((0,),))
+    peaks = [totals.peak_activation_bytes for totals in everything(problem)]
+    assert peaks == [0, 400, 0, 0]  # float float, float int8, int8 float, int8 int8
+    only_int8 = (option(9.0, 0, domain="int8"),)
+    faster = problem_of(layers[0], only_int8, tensors=(tensor,), steps=((0,),))
+    assert solve(faster, Limits(memory_bytes=399)).choice == (1, 0)
+    assert solve(faster, Limits(memory_bytes=400)).choice == (0, 0)
+
+
 def test_a_byte_over_is_over() -> None:
     """HiGHS accepts rows that are 1e-6 over: 5000 bytes of 5 GB. A flash slot does not."""
     rng = random.Random(1)
@@ -153,7 +162,11 @@ def memory_bound(draw: st.DrawFn) -> tuple[Problem, Limits]:
     size = st.integers(1, 20)
     tensors = draw(
         st.lists(
-            st.builds(lambda a, b, d: ActivationTensor(a + b, a, tuple(d)), size, size, st.sets(index)), min_size=3
+            st.builds(
+                lambda a, b, d, g: ActivationTensor(a + b, a, tuple(d), int8_guards=tuple(g)),
+                *(size, size, st.sets(index), st.sets(index, max_size=1)),
+            ),
+            min_size=3,
         )
     )
     step = st.sets(st.integers(0, len(tensors) - 1), min_size=1).map(tuple)
