@@ -100,10 +100,22 @@ def _is_ipv6(host: str) -> bool:
 
 
 def open_lab(path: str | Path | None = None) -> dict[str, Board]:
-    """The boards of a lab file by name: of ``path``, else of ``EDGEKIT_LAB``, else none. Raises `InputError`."""
-    given = path or os.environ.get(LAB_VARIABLE)
+    """The boards of a lab file by name: of ``path``, else of ``EDGEKIT_LAB``, else none. Raises `InputError`, which
+    names the variable where nobody named the file otherwise.
+    """
+    if path:
+        return _read_lab(path)
+    given = os.environ.get(LAB_VARIABLE)
     if not given:
         return {}
+    try:
+        return _read_lab(given)
+    except InputError as error:
+        hint = f"{error.hint}; or unset {LAB_VARIABLE}" if error.hint else f"mend it, or unset {LAB_VARIABLE}"
+        raise InputError(f"{LAB_VARIABLE}: {error}", hint) from None
+
+
+def _read_lab(given: str | Path) -> dict[str, Board]:
     file = Path(os.path.expanduser(given))  # noqa: PTH111 - pathlib raises for unknown users
     document = catalog.read_toml(file)
     rows = document.get("board")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,11 @@ RunJob = Callable[[dict[str, Any], float], dict[str, Any]]
 
 _START_UP_S = 120.0  # generous: a loaded board imports the runtime and compiles the models within it
 _VECTORS_S = 600.0
+_FIRST_S = 600.0  # for one inference of a model of which nothing is known
+# Inferences that each contestant is let have, at the time of the slowest one seen so far: a race takes some 40 of a
+# slow model, profiling 12; another precision may be four times slower.
+_RACE_RUNS = 160
+_PROFILE_RUNS = 48
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,14 @@ class Device:
     job_runner: RunJob | None
     threads: int
     place: str = ""
+    _seen_s: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def at_hand(self) -> bool:
-        """Whether it can be measured: a board that nobody named is only known by its profile, as is an emulated one,
-        whose times mean nothing.
+        """Whether it can be raced on: a board that nobody named is only known by its profile, as is an emulated one,
+        whose times mean nothing, and one whose shell program builds and measures whole bundles alone.
         """
-        return self.job_runner is not None and not self.emulated
+        return self.job_runner is not None and self.backend.RUNNER.endswith(".py") and not self.emulated
 
     @property
     def emulated(self) -> bool:
@@ -120,7 +126,10 @@ class Device:
             "inputs": None if inputs is None else str(inputs),
             "footprint": footprint,
         }
-        document = self.run_job(job, _START_UP_S * len(contestants) * (1 + footprint) + 10 * seconds)
+        start_up_s = _START_UP_S * len(contestants) * (1 + footprint)
+        runs_s = _RACE_RUNS * len(contestants) * self._slowest_s(contestants)
+        document = self.run_job(job, start_up_s + 10 * seconds + runs_s)
+        self._seen_s.extend(row["latency_ms"]["p50"] / 1e3 for row in document["results"])
         conditions = read_conditions(document["conditions"])
         return {row["name"]: _raced(row, conditions, footprint) for row in document["results"]}
 
@@ -135,8 +144,24 @@ class Device:
             "seconds": seconds,
             "compiles": compiles,
         }
-        document = self.run_job(job, len(models) * compiles * (_START_UP_S + 10 * seconds))
+        each_s = _START_UP_S + 10 * seconds + _PROFILE_RUNS * self._slowest_s(models)
+        document = self.run_job(job, len(models) * compiles * each_s)
         return {row["name"]: row["nodes"] for row in document["results"]}
+
+    def _slowest_s(self, models: Mapping[str, Artifact]) -> float:
+        """Seconds of the slowest inference seen there; before any, of the first model's: time limits grow with it."""
+        if not self._seen_s:
+            name, artifact = next(iter(models.items()))
+            job = {
+                "action": "race",
+                "models": self._models({name: artifact}),
+                "threads": self.threads,
+                "seconds": 0.0,
+                "min_rounds": 0,
+            }
+            document = self.run_job(job, _START_UP_S + _FIRST_S)
+            self._seen_s.append(document["results"][0]["first_ms"] / 1e3)
+        return max(self._seen_s)
 
     def _models(self, artifacts: Mapping[str, Artifact]) -> list[dict[str, Any]]:
         return [
@@ -185,4 +210,5 @@ def _device_info(facts: Mapping[str, Any], threads: int) -> DeviceInfo:
         runtime=facts["runtime"],
         governor=facts["governor"] or "",
         machine=facts["machine"],
+        power_mode=facts.get("power_mode") or "",
     )

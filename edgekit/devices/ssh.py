@@ -64,7 +64,7 @@ class SshTransport:
         """
         work = self._work_folder()
         there, parcels = pack(runner, job, lambda one: f"{work}/files/{one.digest}")
-        python = self._there(self.board.python)
+        python = "sh" if runner.suffix == ".sh" else self._there(self.board.python)
         program = f"{parcels[0].digest}/{runner.name}"
         tail = f"{python}\n{program}\n{json.dumps(there)}\n".encode()
         for _ in range(2):

@@ -64,7 +64,8 @@ def pack(runner: Path, job: Mapping[str, Any], place: Callable[[Parcel], str]) -
 
     What travels: each model's ``files`` (or its ``path`` alone), ``inputs``, and everything in ``folder``.
     """
-    beside = {path.name: path for path in runner.parent.glob("*.py") if not path.name.endswith("_runner.py")}
+    modules = runner.parent.glob("*.py") if runner.suffix == ".py" else ()
+    beside = {path.name: path for path in modules if not path.name.endswith("_runner.py")}
     parcels = [parcel(beside | {runner.name: runner})]
 
     def travels(files: Mapping[str, Path]) -> str:

@@ -4,7 +4,7 @@
 #     token, verb, work folder, limit in s, holder, KiB that may be kept, KiB that come           a line each
 #     "folder DIGEST", lines as sha256sum writes them                                              for each folder
 #     "keep DIGEST" for other folders that are still needed, then "end"
-#     run: the Python to use, the program, the job as one line of JSON, then a line now and then while the host lives
+#     run: the Python to use (or sh), the program, the job as one line of JSON, then a line now and then while the host lives
 #     put: a tar archive of the folders
 #
 # What it has to say goes to standard error behind "@token". Standard output is the program's, after "@token begin".
@@ -194,6 +194,7 @@ run() {
     done
     [ -z "$missing" ] || fail "missing$missing"
     command -v "$python" >/dev/null || fail no-python
+    [ -n "$alone" ] || [ "$python" != sh ] || fail no-tool setsid
     printf '@%s begin\n' "$token"
     beats=yes
     if [ -n "$alone" ]; then

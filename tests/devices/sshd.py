@@ -32,7 +32,7 @@ _PACKAGES = ("openssh-server", "libwrap0", "busybox-static")
 _CACHE = Path(tempfile.gettempdir()) / f"edgekit-test-sshd-{getpass.getuser()}"
 
 # In the namespaces: a user table with the account that sshd separates its privileges with, the folder that it needs,
-# a boot id, and a small disk. Then sshd, as the first process: all others end with it.
+# a boot id, and a small disk, and what a test's boot.sh does. Then sshd, as the first process: all others end with it.
 _BOOT = """
 set -e
 mount --make-rprivate /
@@ -44,6 +44,7 @@ mount -t tmpfs -o size=2m none "$1/small"
 for program in "$1"/bin/*; do
     there=$(command -v "${program##*/}") && mount --bind "$program" "$there"
 done
+[ ! -f "$1/boot.sh" ] || . "$1/boot.sh"
 exec "$2" -D -e -f "$1/sshd_config"
 """
 

@@ -124,6 +124,20 @@ def test_a_lab_that_is_not_there(tmp_path: Path) -> None:
         open_lab(tmp_path / "none.toml")
 
 
+def test_a_bad_lab_of_the_environment_is_named_and_disturbs_only_who_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEKIT_LAB", str(tmp_path / "none.toml"))
+    with pytest.raises(InputError, match=r"^EDGEKIT_LAB: .*none\.toml") as caught:
+        open_lab()
+    assert "unset EDGEKIT_LAB" in caught.value.hint
+    assert open_device(target("host"), None).place == ""
+    assert open_device(target("host"), None, lab=lab_file(tmp_path, '[[board]]\nname = "a"\nhost = "x"\n')).place == ""
+    for asks in ({"host": "pi@10.0.0.1"}, {}):
+        with pytest.raises(InputError, match="EDGEKIT_LAB"):
+            open_device(target("raspberry-pi-4" if not asks else "host"), None, **asks)
+
+
 @pytest.mark.parametrize(("hosts", "message"), [("a,a", "names a twice"), ("a,,b", "no address"), ("-x", "no address")])
 def test_hosts_that_are_not_valid(hosts: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
