@@ -70,7 +70,7 @@ def check(name: str, job: Job) -> list[Row]:
             for layer, times in table.latency_ms.items()
         }
         plans["int8"] = (executing, base)
-    raced = bench.race({word: bench.artifact(*plan) for word, plan in plans.items()}, RACE_S, f"race {name}")
+    raced = bench.race({word: bench.timing_artifact(*plan, {}) for word, plan in plans.items()}, RACE_S, f"race {name}")
     first_ms = raced["fp32"].latency_ms.p50
     return [
         Row(

@@ -46,6 +46,7 @@ class DeviceInfo:
     runtime: str  # "openvino 2026.4.1"
     governor: str = ""  # CPU frequency governor, where it can be read
     machine: str = ""  # "x86_64", "aarch64"
+    power_mode: str = ""  # "nvpmodel 2", "balanced": where it can be read
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class LayerDetail:
     """One layer of the plan, in execution order.
 
     ``latency_ms`` and ``loss`` have one entry an option that was considered; ``loss`` is the noise power at the model's
-    output relative to the signal power when this layer alone takes the option. ``reason`` says why it got what it got.
+    output relative to the signal power when this layer alone takes the option. ``reason`` says why it got what it got,
+    ``cures`` what was done so that its precision costs less accuracy ("rounded", "bias", "observer mse" ...).
     """
 
     name: str
@@ -109,6 +111,7 @@ class LayerDetail:
     reason: str = ""
     latency_kind: Kind = Kind.MEASURED
     mask: Mask = Mask.NONE
+    cures: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -228,13 +231,35 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class KernelCount:
+    """``count`` equal kernels of a model: what each multiplies, reads, has as weights and writes."""
+
+    kind: str
+    count: int
+    macs: int
+    input_elements: int
+    weight_elements: int
+    output_elements: int
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What the unmodified model asks of a device, so that its costs can be predicted without its graph.
+    ``int8_crossing_elements`` pass between float and int8 where all layers are int8.
+    """
+
+    kernels: tuple[KernelCount, ...]
+    int8_crossing_elements: int
+
+
+@dataclass(frozen=True)
 class DeployResult:
     """All that a deployment decided, predicted and measured. ``bundle`` is the path of what was written.
 
     ``chosen`` names the candidate that ships; ``candidates`` holds ``float`` first. ``prediction`` is None when the
     plan was not raced. ``created`` is an ISO 8601 time in UTC; ``versions`` are those of edgekit and its libraries.
     ``conditions`` are those of the race that the candidates' latencies come from. ``vectors`` is what the board made of
-    the test vectors, None where they ran on this machine alone.
+    the test vectors, None where they ran on this machine alone. ``demand`` is None in results of earlier versions.
     """
 
     target: str
@@ -263,6 +288,7 @@ class DeployResult:
     prices: tuple[Price, ...] = ()
     conditions: Conditions | None = None
     vectors: VectorsCheck | None = None
+    demand: Demand | None = None
     schema: str = SCHEMA
 
     def candidate(self, name: str) -> Candidate | None:

@@ -54,7 +54,7 @@ def run_sweep(
     given = lab or os.environ.get(LAB_VARIABLE) or ""
     lab_file = str(Path(os.path.expanduser(given)).absolute()) if given else ""  # noqa: PTH111 - may raise
     folder = Path(out).absolute()
-    every = cells(declared, folder, open_lab(lab_file or None), lab_file, folders)
+    every = cells(declared, folder, open_lab(lab), lab_file, folders)
     with _claimed(folder) as lock:
         rows = {cell.folder: row for cell in every if (row := finished(cell)) is not None}
         if rows:

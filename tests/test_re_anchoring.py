@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -12,8 +13,11 @@ import pytest
 from edgekit import catalog
 from edgekit.cost import micro
 from edgekit.cost.profile import predict_from_profile
+from edgekit.entries import Anchor
 from edgekit.job import Job, prepare
-from edgekit.re_anchoring import anchors_of, learn
+from edgekit.progress import Silent
+from edgekit.re_anchoring import anchors_of, demand_of, learn, learn_from_bench
+from edgekit.results import Demand, ModelInfo
 from edgekit.types import Candidate, Kind, Latency, MetricResult, Precision
 
 DAY = date(2026, 1, 2)
@@ -44,12 +48,15 @@ def test_only_whole_and_uniform_models_are_anchors(job: Job) -> None:
         candidate("float", {"fp32": count}, 50.0, Kind.PREDICTED),
         candidate("fp16", {"fp16": count}, 50.0),  # the profile has no costs for it
     ]
-    found = anchors_of(graph, rows, profile, "tflite", 4, DAY)
+    demand = demand_of(graph)
+    found = anchors_of(demand, graph.sha256, rows, profile, "tflite", 4, DAY)
     assert [(row.precision, row.measured_ms) for row in found] == [(Precision.FP32, 50.0), (Precision.INT8, 20.0)]
     assert {row.model for row in found} == {graph.sha256}
-    plan = {layer.name: Precision.FP32 for layer in graph.layers}
-    assert found[0].predicted_ms == predict_from_profile(graph, plan, profile, "tflite", 4).value
-    assert anchors_of(graph, rows, profile, "openvino", 4, DAY) == ()
+    for row in found:
+        plan = {layer.name: row.precision for layer in graph.layers}
+        told = predict_from_profile(graph, plan, profile, "tflite", 4)
+        assert row.predicted_ms == pytest.approx(told.value), "without its graph as with it"
+    assert anchors_of(demand, graph.sha256, rows, profile, "openvino", 4, DAY) == ()
 
 
 def test_it_is_stored_and_the_next_prediction_is_nearer(job: Job) -> None:
@@ -77,3 +84,35 @@ def test_a_profile_that_cannot_be_written_is_no_failure(job: Job, tmp_path: Path
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEKIT_DATA", str(tmp_path / "file"))
     assert learn(job, [candidate("float", {"fp32": len(job.graph.layers)}, 50.0)]) == ()
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """What a bundle tells of what it ships."""
+
+    one: Candidate
+    demand: Demand | None
+    chosen: str = "shipped"
+
+    @property
+    def model(self) -> ModelInfo:
+        return ModelInfo("net.onnx", "0" * 64)
+
+    def candidate(self, _name: str) -> Candidate:
+        return self.one
+
+
+def bench(job: Job, one: Candidate, demand: Demand | None, ms: float = 50.0) -> tuple[Anchor, ...]:
+    result: Any = Shipped(one, demand)
+    return learn_from_bench(result, Latency(ms, ms, ms, 10), job.profile, "tflite", 4, Silent())
+
+
+def test_a_bundle_measured_again_teaches_as_a_race_does(job: Job) -> None:
+    """Also where it was planned without the board; a plan in two precisions, or an old bundle, teaches nothing."""
+    count, demand = len(job.graph.layers), demand_of(job.graph)
+    (found,) = bench(job, candidate("int8", {"int8": count}, 1.0, Kind.PREDICTED), demand)
+    assert (found.measured_ms, found.precision, found.model) == (50.0, Precision.INT8, "0" * 64)
+    assert catalog.device_profile(PI).anchors == (found,)
+    assert bench(job, candidate("plan", {"int8": 1, "fp32": count - 1}, 1.0), demand) == ()
+    assert bench(job, candidate("int8", {"int8": count}, 1.0), None) == ()
+    assert catalog.device_profile(PI).anchors == (found,)

@@ -21,7 +21,8 @@ from tests.reporting.sample_result import pruned_result, sample_result, with_con
 GOLDEN = Path(__file__).parent / "reporting/golden/deploy.json"
 # Fields that came after the first documents were written: who wrote those knew nothing of them.
 ADDED = {
-    "": ("warnings", "groups", "fixed", "prices", "conditions", "vectors"),
+    "": ("warnings", "groups", "fixed", "prices", "conditions", "vectors", "demand"),
+    "device": ("power_mode",),
     "plan": ("groups", "compressed"),
     "layers": ("mask",),
     "conformance": ("unknown",),

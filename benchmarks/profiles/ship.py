@@ -15,11 +15,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
+from benchmarks.profiles.cross_validate import scores_by
 from benchmarks.profiles.published import Published, devices, published
 from edgekit.catalog import data_root
 from edgekit.cost.fit import Cell, Coefficients, Fitted, fit
-from edgekit.cost.interval import Score, factor, held_out
+from edgekit.cost.interval import Held, Score, factor
 from edgekit.cost.work import FEATURES
 from edgekit.entries import DeviceProfile, Processor
 from edgekit.types import Precision
@@ -29,6 +31,7 @@ MARKER = "# What follows is written by benchmarks/profiles/ship.py from the publ
 _ONLY = {"tensorrt": "jetson", "openvino": "intel", "edgetpu": "coral"}
 # What is fitted for its own sake (comparison, cross-validation) and is no backend: own rows only.
 _OWN_ROWS_ONLY = ("ncnn-vulkan", "armnn", "tengine", "xnnpack")
+_WORDS: dict[Held, str] = {"family": "model families", "device": "devices"}
 
 
 def cells_for(runtime: str, profile: DeviceProfile, rows: Sequence[Published]) -> list[Cell]:
@@ -59,12 +62,12 @@ def _threaded(profile: DeviceProfile, part: Processor, precision: Precision) -> 
     return [Cell(profile.name, part.architecture, part.kind, precision, n) for n in counts]
 
 
-def evidence(cell: Cell, rows: Sequence[Published], by: Mapping[str, Sequence[Score]]) -> str:
+def evidence(cell: Cell, rows: Sequence[Published], by: Mapping[Held, Sequence[Score]]) -> str:
     """What the costs of a cell rest on, in one line: rows, sources, and the errors on what was held out."""
     own = [p for p in rows if p.row.cell == cell]
     like = [p for p in rows if (p.row.cell.processor, p.row.cell.precision) == (cell.processor, cell.precision)]
     errors = "; ".join(
-        f"held-out {held}: median error {np.median(found):.0%}, 90 % within {np.quantile(found, 0.9):.0%}"
+        f"held-out {_WORDS[held]}: median error {np.median(found):.0%}, 90 % within {np.quantile(found, 0.9):.0%}"
         for held, found in ((held, [s.relative_error for s in scores]) for held, scores in by.items())
     )
     if own:
@@ -77,16 +80,16 @@ def evidence(cell: Cell, rows: Sequence[Published], by: Mapping[str, Sequence[Sc
 
 
 def text_of(
-    runtime: str, cell: Cell, found: Coefficients, rows: Sequence[Published], by: dict[str, list[Score]]
+    runtime: str, cell: Cell, found: Coefficients, rows: Sequence[Published], by: dict[Held, list[Score]]
 ) -> str:
     own = [p for p in rows if p.row.cell == cell]
     near = [p for p in rows if p.row.cell.processor == cell.processor]
     like = [p for p in near if p.row.cell.precision == cell.precision]
-    held = "model families" if any(p.row.cell.device == cell.device for p in like) else "devices"
+    held: Held = "family" if any(p.row.cell.device == cell.device for p in like) else "device"
     mine = {way: [s for s in scores if s.row.cell.processor == cell.processor] for way, scores in by.items()}
     # A single device or family cannot be held out: the other way of holding out must do.
     mine = {way: scores for way, scores in mine.items() if len({s.group for s in scores}) > 1}
-    scores = mine.get(held) or next(iter(mine.values()))
+    held = held if held in mine else next(iter(mine))
     kinds = sorted({kind for p in near for kind in p.kinds})
     factors = ", ".join(f"{name} = {np.exp(mean):.4g}" for name, mean in zip(FEATURES, found.log_mean, strict=True))
     covariance = [" ".join(f"{v:.4f}" for v in row[: i + 1]) for i, row in enumerate(found.covariance)]
@@ -105,7 +108,7 @@ def text_of(
         *(f'  "{row}",' for row in covariance),
         "]",
         f"spread = {spread:.4f}",
-        f"interval = {factor(scores):.3f}",
+        f"interval = {factor(mine[held], held=held):.3f}",
         f"kinds = {json.dumps(kinds)}",
         f"macs = [{min(p.macs for p in like):.4g}, {max(p.macs for p in like):.4g}]",
         f"elements = [{min(p.elements for p in like):.4g}, {max(p.elements for p in like):.4g}]",
@@ -127,11 +130,9 @@ def main() -> None:
         if not any(wanted.values()):
             continue
         plain = [p.row for p in rows]
-        fitted: Fitted = fit(plain, [cell for cells in wanted.values() for cell in cells])
-        by = {
-            "model families": held_out(plain, lambda row: row.family),
-            "devices": held_out(plain, lambda row: row.cell.device),
-        }
+        with threadpool_limits(1, user_api="blas"):
+            fitted: Fitted = fit(plain, [cell for cells in wanted.values() for cell in cells])
+        by: dict[Held, list[Score]] = {"family": scores_by("family", plain), "device": scores_by("device", plain)}
         for name, cells in wanted.items():
             order = sorted(cells, key=lambda c: (c.processor, list(Precision).index(c.precision), c.threads))
             blocks[name] += [text_of(runtime, cell, fitted[cell], rows, by) for cell in order]

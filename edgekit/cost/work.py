@@ -7,7 +7,7 @@ models that a profile was fitted on and the model that it predicts are counted b
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,8 +30,6 @@ FEATURES = ("call", "layer", "operator", *MAC_KINDS, "activation_bytes", "weight
 
 # Gone after compilation, or never more than a change of shape.
 _FREE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Shape", "Constant", "Cast"})
-# Every runtime computes these inside the kernel whose result they change.
-_FUSED = frozenset({"Relu", "Clip", "LeakyRelu", "PRelu", "Sigmoid", "HardSwish", "HardSigmoid", "Tanh", "Elu", "Gelu"})
 _POOLS = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceMax", "ReduceSum", "LRN"}
 )
@@ -56,11 +54,15 @@ class Work:
 
 
 def work_of(graph: Graph) -> tuple[Work, ...]:
-    """The kernels of a normalised graph in its order. Shape changes and fused activations are none."""
+    """The kernels of a normalised graph in its order. Shape changes are none, nor is what a runtime computes inside the
+    kernel before it: every function, element by element, of one kernel's result alone. That is an activation, in one
+    operator or spelled out in many (SiLU, Gelu), a bias, or a scale.
+    """
     from edgekit.graph.layers import elements_of
+    from edgekit.graph.passes import ELEMENTWISE_OPS
 
     layers = {layer.name: layer for layer in graph.layers}
-    fusable = {layer.output for layer in graph.layers}  # results that an activation may still be fused to
+    of: dict[str, ir.Value] = {}  # a value -> the kernel's result that it is such a function of
     found: list[Work] = []
     last = ""
     for node in graph.model.graph:
@@ -77,33 +79,27 @@ def work_of(graph: Graph) -> tuple[Work, ...]:
                     layer.output_elements,
                 )
             )
+            of.update((o.name, o) for o in node.outputs if o.name == layer.output)
             continue
         data = [v for v in node.inputs if v is not None and v.name and not v.is_initializer()]
         made = [o for o in node.outputs if o.name and o.shape is not None]
         if not data or not made or node.op_type in _FREE or not all(v.shape is not None for v in data):
             continue
-        if _is_fused(node, data, fusable):
-            fusable.update(o.name or "" for o in made)
-            continue
         read, written = sum(map(elements_of, data)), sum(map(elements_of, made))
+        if node.op_type in ELEMENTWISE_OPS and not node.domain:
+            source = _common_source(data, of)
+            if source is not None and elements_of(source) == written:
+                of[made[0].name or ""] = source
+                continue
+            of[made[0].name or ""] = made[0]
         found.append(Work(last, _other_kind(node.op_type), 0, read, 0, written))
     return tuple(found)
 
 
-def _is_fused(node: ir.Node, data: list[ir.Value], fusable: set[str]) -> bool:
-    """An activation of a layer's result, or the product of such a result with its own sigmoid (SiLU)."""
-    names = {v.name or "" for v in data}
-    if node.op_type in _FUSED:
-        return names <= fusable
-    return node.op_type == "Mul" and len(data) == 2 and names <= fusable and _is_gate(data[0], data[1])
-
-
-def _is_gate(a: ir.Value, b: ir.Value) -> bool:
-    for gate, value in ((a, b), (b, a)):
-        producer = gate.producer()
-        if producer is not None and producer.op_type in ("Sigmoid", "HardSigmoid") and value in producer.inputs:
-            return True
-    return False
+def _common_source(data: list[ir.Value], of: Mapping[str, ir.Value]) -> ir.Value | None:
+    """The one kernel's result that all of these are functions of."""
+    first = of.get(data[0].name or "")
+    return first if all(of.get(value.name or "") is first for value in data) else None
 
 
 def _layer_kind(node: ir.Node) -> str:

@@ -272,7 +272,7 @@ def _layer_row(number: int, row: LayerDetail, scale: _Scale) -> LayerRow:
         float_share=_share(reference or 0.0, 0.0, scale.slowest_ms),
         chosen_share=_share(chosen or 0.0, 0.0, scale.slowest_ms),
         noise_share=_share(loudness_db, scale.quiet_db, scale.loud_db),
-        reason="int8 set aside (see below)" if row.name in scale.set_aside else row.reason,
+        reason="int8 set aside (see below)" if row.name in scale.set_aside else row.reason or ", ".join(row.cures),
         kind=row.latency_kind.value,
         **texts,
     )

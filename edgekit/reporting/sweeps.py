@@ -120,6 +120,13 @@ def _end(code: int) -> str:
     return _ENDS.get(code, f"exit code {code}")
 
 
+def _speedup(row: Row) -> str:
+    if row.speedup is None:
+        return "–"
+    reach = "" if row.speedup_low is None else f" ({row.speedup_low:.2f}x to {row.speedup_high:.2f}x)"
+    return f"{row.speedup:.2f}x{reach}"
+
+
 def _cells(row: Row) -> _Cells:
     # A metric beyond [0, 1] is no share: its drops are no points.
     share = row.metric_value is not None and 0 <= row.metric_value <= 1
@@ -131,7 +138,7 @@ def _cells(row: Row) -> _Cells:
         chosen=wording.plain(row.chosen),
         latency="–" if row.latency_p50_ms is None else wording.bare_ms(row.latency_p50_ms),
         kind=row.latency_kind,
-        speedup="–" if row.speedup is None else f"{row.speedup:.2f}x",
+        speedup=_speedup(row),
         metric=""
         if row.metric_value is None
         else f"{wording.plain(row.metric.rpartition(':')[2])} {wording.level(row.metric_value, share)}",

@@ -15,7 +15,7 @@ from edgekit import conditions
 from edgekit.reporting import channels, wording
 from edgekit.reporting.verdict import is_share
 from edgekit.reporting.wording import plain
-from edgekit.types import Figure, Kind, Mask
+from edgekit.types import Conformance, Figure, Kind, Mask
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -278,6 +278,20 @@ def print_bench(found: BenchResult, console: Console) -> None:
         say(console, f"[dim]{safe(conditions.summary(found.conditions))}[/]")
         for warning in conditions.warnings(found.conditions):
             say(console, f"[yellow]! {safe(warning)}[/]")
+    if found.conformance is not None:
+        _say_conformance(found.conformance, console)
+
+
+def _say_conformance(found: Conformance, console: Console) -> None:
+    """Whether the engine that a board built computes in the planned types."""
+    if found.unknown:
+        say(console, f"runs as planned: none, {safe(found.unknown)}")
+        return
+    say(console, f"runs as planned: {found.matched} of {found.planned} layers")
+    for one in found.mismatches[:5]:
+        say(console, f"[yellow]! {safe(one.layer)}: planned {one.planned.value}, executes {safe(one.executed)}[/]")
+    if len(found.mismatches) > 5:
+        say(console, f"[yellow]! and {len(found.mismatches) - 5} more[/]")
 
 
 def _interval(latency: Latency) -> str:

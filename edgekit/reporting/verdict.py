@@ -83,7 +83,15 @@ def speed_text(candidate: Candidate, reference: Candidate) -> str:
     if abs(ratio - 1) < 0.005:
         return "as fast as float"
     text = f"{ratio:.2f}x faster than float" if ratio > 1 else f"{1 / ratio:.2f}x slower than float"
-    return text if candidate.kind is Kind.MEASURED else f"{text} ({candidate.kind.value})"
+    return text if candidate.kind is Kind.MEASURED else f"{text} ({candidate.kind.value}{_reach(candidate, ', ')})"
+
+
+def _reach(candidate: Candidate, before: str = "") -> str:
+    """The 90 % interval of a predicted speed-up, "1.31x to 2.80x"; nothing where it was measured, or none is known."""
+    figure = candidate.speedup
+    if figure is None or figure.kind is not Kind.PREDICTED or figure.low is None or figure.high is None:
+        return ""
+    return f"{before}{figure.low:.2f}x to {figure.high:.2f}x"
 
 
 def metric_drop(candidate: Candidate, reference: Candidate) -> Figure:
@@ -185,9 +193,12 @@ def ms_column(candidate: Candidate, latency_ms: float) -> str:
 
 
 def speed_column(candidate: Candidate, reference: Candidate) -> str:
-    """ "1.92x"; a dash where no latency is known."""
+    """ "1.92x", with the interval where it is predicted; a dash where no latency is known."""
     ratio = speedup(candidate, reference)
-    return f"{ratio:.2f}x" if math.isfinite(ratio) else "–"
+    if not math.isfinite(ratio):
+        return "–"
+    reach = "" if candidate.name == reference.name else _reach(candidate)
+    return f"{ratio:.2f}x ({reach.replace('x to ', '–').removesuffix('x')})" if reach else f"{ratio:.2f}x"
 
 
 def how_latencies_came(result: DeployResult) -> str:
@@ -232,7 +243,8 @@ def _guard_checks(result: DeployResult, chosen: Candidate, reference: Candidate)
     ratio = 1.0 if chosen.name == reference.name else speedup(chosen, reference)
     known = math.isfinite(ratio)
     measured = known and chosen.kind is Kind.MEASURED  # a prediction proves nothing
-    text = f"{ratio:.2f}x the speed of float" if known else "not known"
+    reach = "" if chosen.name == reference.name else _reach(chosen, ", ")
+    text = f"{ratio:.2f}x the speed of float{reach}" if known else "not known"
     conformance = result.conformance
     return [
         Check("never slower", text, ratio >= 1.0 if measured else None, chosen.kind if known else Kind.NONE),

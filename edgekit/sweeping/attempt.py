@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edgekit.errors import EdgekitError, InputError
 from edgekit.sweeping.cells import BUNDLE, Cell, record
 from edgekit.sweeping.table import CRASHED, Row
-from edgekit.types import Budget
+from edgekit.types import Budget, Kind
 
 if TYPE_CHECKING:
     from edgekit.results import DeployResult
@@ -68,6 +68,7 @@ def _row(cell: Cell, result: DeployResult) -> Row:
 
     chosen, reference = verdict.shipped(result), verdict.float_candidate(result)
     same = chosen.name == reference.name
+    reach = None if same or chosen.kind is not Kind.PREDICTED else chosen.speedup
     return replace(
         cell.row,
         device=result.device.cpu,
@@ -79,6 +80,8 @@ def _row(cell: Cell, result: DeployResult) -> Row:
         metric_drop=0.0 if same else _known(verdict.metric_drop(chosen, reference).value),
         weight_bytes=chosen.weight_bytes,
         speedup=1.0 if same else _known(verdict.speedup(chosen, reference)),
+        speedup_low=None if reach is None else reach.low,
+        speedup_high=None if reach is None else reach.high,
         exit_code=0,
         bundle=(Path(cell.row.log).parent / BUNDLE).as_posix(),
     )

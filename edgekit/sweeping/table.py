@@ -32,7 +32,8 @@ class Row:
     """One cell. ``host`` is '' for the machine that runs the cell; ``bundle`` and ``log`` are relative to the sweep's
     folder. What the deployment found is None, or '', where it ended with another ``exit_code`` than 0: ``error`` and
     ``hint`` then say why. ``metric_drop`` is what the metric lost against float (positive = worse), ``speedup`` float's
-    latency over the chosen one's. ``attempts`` counts the runs that it took.
+    latency over the chosen one's, with its 90 % interval where it is predicted. ``attempts`` counts the runs that it
+    took.
     """
 
     model: str
@@ -52,6 +53,8 @@ class Row:
     metric_drop: float | None = None
     weight_bytes: int | None = None
     speedup: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
     exit_code: int = INTERRUPTED
     error: str = ""
     hint: str = ""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgekit.cost.fit import Row
-from edgekit.cost.interval import Score, coverage, factor, held_out
+from edgekit.cost.interval import Score, coverage, factor, held_out, ratio_reach
 from tests.cost.test_fit import HERE, THERE, network, rows
 
 
@@ -17,14 +17,18 @@ def scores(sizes: np.ndarray, per_group: int) -> list[Score]:
 
 def test_normal_errors_need_the_normal_factor() -> None:
     normal = np.random.default_rng(1).normal(size=4000)
-    assert factor(scores(normal, 10)) == pytest.approx(1.645, abs=0.08)
-    assert factor(scores(2 * normal, 10)) == pytest.approx(3.29, abs=0.2)
+    for held in ("family", "device"):
+        assert factor(scores(normal, 10), held=held) == pytest.approx(1.645, abs=0.08)
+        assert factor(scores(2 * normal, 10), held=held) == pytest.approx(3.29, abs=0.2)
 
 
-def test_few_groups_are_drawn_to_the_normal_and_never_below_what_was_seen() -> None:
-    assert 1.6 < factor([]) < 2.2
-    assert 1.2 < factor(scores(np.zeros(20), 10)) < 2.0
-    assert factor(scores(np.full(20, 5.0), 2)) == pytest.approx(5.0)
+def test_few_groups_are_drawn_to_what_all_runtimes_need_and_never_below_what_was_seen() -> None:
+    """Families err with heavier tails than devices do."""
+    assert 1.6 < factor([], held="device") < 2.0
+    assert 2.3 < factor([], held="family") < 3.0
+    for few in (np.zeros(20), np.full(20, 1.0)):
+        assert factor(scores(few, 10), held="device") < factor(scores(few, 10), held="family")
+    assert factor(scores(np.full(60, 5.0), 2)) == pytest.approx(5.0)
 
 
 def test_groups_weigh_the_same_whatever_their_size() -> None:
@@ -58,3 +62,11 @@ def test_a_held_out_device_is_predicted_from_the_others() -> None:
     assert {s.group for s in found} == {"board", "other board"}
     assert len(found) == 24
     assert np.median([s.relative_error for s in found]) < 0.5
+
+
+def test_a_ratio_is_surer_the_more_of_it_is_alike() -> None:
+    assert ratio_reach(2.0, 1.0) == 1.0
+    reaches = [ratio_reach(2.0, same) for same in (0.9, 0.5, 0.0)]
+    assert reaches == sorted(reaches)
+    assert reaches[0] > 1.0
+    assert reaches[-1] == pytest.approx(2.0), "with half of the variance in common, as sure as one latency"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -62,3 +63,40 @@ def test_units_scale_what_they_measure() -> None:
     found = {name: value for name, value in zip(FEATURES, row, strict=True) if value}
     assert found == {"layer": 1.0, "pointwise": 2.0, "activation_bytes": 12.0, "weight_bytes": 2.0}
     assert features([], Units(1.0, 1.0, 1)).shape == (0, len(FEATURES))
+
+
+@pytest.mark.parametrize("after", ["silu", "gelu", "hard swish", "scale and shift", "bias of a product"])
+def test_what_changes_one_result_alone_is_no_kernel(after: str, tmp_path: Path) -> None:
+    net = zoo.Net()
+    if after == "bias of a product":
+        x = net.op("MatMul", net.input("x", (1, 8, 16)), net.random(16, 16))
+        y = net.op("Add", x, net.weight(np.ones(16)))
+        original = net.model([net.op("MatMul", y, net.random(16, 4))])
+    else:
+        x = net.conv(net.input("x", (1, 3, 8, 8)), 3, 16)
+        if after == "silu":
+            y = net.op("Mul", x, net.op("Sigmoid", x))
+        elif after == "gelu":
+            half = net.op("Mul", x, net.weight(np.float32([0.5])))
+            erf = net.op("Erf", net.op("Div", x, net.weight(np.float32([2**0.5]))))
+            y = net.op("Mul", half, net.op("Add", erf, net.weight(np.float32([1]))))
+        elif after == "hard swish":
+            y = net.hard_swish(x)
+        else:
+            y = net.op("Mul", net.op("Relu", x), net.weight(np.float32([3])))
+            y = net.op("Add", y, net.weight(np.float32([1])))
+        original = net.model([net.conv(y, 16, 4)])
+    assert len(kinds(original, tmp_path)) == 2
+
+
+def test_what_joins_two_results_is_a_kernel_and_what_changes_it_is_none(tmp_path: Path) -> None:
+    """A residual sum with its activation; a gate of another layer's; a result that grows."""
+    net = zoo.Net()
+    x = net.conv(net.input("x", (1, 3, 8, 8)), 3, 16)
+    y = net.conv(x, 16, 16)
+    joined = net.op("Relu", net.op("Add", x, y))
+    gate = net.op("Sigmoid", net.conv(net.op("GlobalAveragePool", joined), 16, 16, 1))
+    gated = net.op("Mul", joined, gate)
+    grown = net.op("Add", gated, net.weight(np.ones((2, 1, 1, 1))))
+    found = kinds(net.model([net.conv(grown, 16, 4)]), tmp_path)
+    assert [one.kind for one in found if not one.macs] == ["elementwise", "pool", "elementwise", "elementwise"]
