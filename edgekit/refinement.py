@@ -80,6 +80,11 @@ class NoiseBudget:
             return NoiseBudget(self.level, low, high)
         return NoiseBudget(_between(low, high), low, high)
 
+    def louder(self) -> NoiseBudget:
+        """The next budget where a pruned plan of this one is hardly faster than one of bits alone."""
+        low = max(self.low, self.level)
+        return NoiseBudget(_between(low, self.high, step=_CLOSE), low, self.high)
+
     def wider(self) -> NoiseBudget:
         """The next budget where this one leaves no room for pruning."""
         low = max(self.low, self.level)

@@ -12,7 +12,6 @@ from edgekit import catalog
 from edgekit.cost.table import total_ms
 from edgekit.forecast import device_info, forecast_costs, forecast_floats
 from edgekit.graph import Graph, load
-from edgekit.planning import judgeable
 from edgekit.types import Precision
 from tests import zoo
 from tests.command import Desk
@@ -49,16 +48,14 @@ def test_costs_of_a_measured_board_have_an_interval_and_int8(graph: Graph) -> No
     assert device_info(target, profile, 4).machine == "raspberry-pi-4"
 
 
-def test_what_no_plan_can_judge_is_not_offered_to_one(graph: Graph) -> None:
-    precisions = (*catalog.target("host-tflite").precisions, Precision.INT16X8, Precision.W4)
-    target = replace(
-        catalog.target("host-tflite"), device_profile="raspberry-pi-4", transport="ssh", precisions=precisions
-    )
-    costs = forecast_costs(graph, target, catalog.device_profile("raspberry-pi-4"), 4, FP32, weight_only=True)
-    assert all(Precision.W4 in row for row in costs.table.latency_ms.values())
-    left = judgeable(costs)
-    assert all(set(row) == {FP32, INT8, Precision.W8} for row in left.table.latency_ms.values())
-    assert [row.option for row in left.dropped] == [*(row.option for row in costs.dropped), "w4"]
+def test_what_nobody_measured_on_a_board_is_not_offered(graph: Graph) -> None:
+    """Weights in w8 are unpacked at load; LiteRT's kernels for w4 and int16x8 are slow, and how slow is not known."""
+    target, profile = catalog.target("raspberry-pi-4"), catalog.device_profile("raspberry-pi-4")
+    costs = forecast_costs(graph, target, profile, 4, FP32, weight_only=True)
+    assert all(set(row) == {FP32, INT8, Precision.W8} for row in costs.table.latency_ms.values())
+    assert [row.option for row in costs.dropped] == ["int16x8", "w4"]
+    unsized = forecast_costs(graph, target, profile, 4, FP32, weight_only=False)
+    assert all(set(row) == {FP32, INT8} for row in unsized.table.latency_ms.values())
 
 
 def test_a_board_like_none_that_was_measured_compares_options_and_says_no_latency(graph: Graph) -> None:

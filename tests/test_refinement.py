@@ -160,3 +160,10 @@ def test_losses_are_scaled_only_where_something_was_promised() -> None:
     assert seen_factor(1e-3, 5e-4) == pytest.approx(0.5)
     assert seen_factor(0.0, 1e-9) == 1.0
     assert seen_factor(1e-3, 10.0) <= 10
+
+
+def test_a_louder_budget_is_the_next_that_could_be_told_apart() -> None:
+    budget = NoiseBudget(0.016).louder()
+    assert (budget.level, budget.low) == (pytest.approx(0.016 * 1.25), 0.016)
+    assert not budget.settled
+    assert NoiseBudget(0.016, high=0.018).louder().settled

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
     from edgekit.graph import Graph
 
-BACKENDS = {"openvino": "edgekit.backends.openvino", "tflite": "edgekit.backends.tflite"}
+BACKENDS = {
+    "openvino": "edgekit.backends.openvino",
+    "tflite": "edgekit.backends.tflite",
+    "tensorrt": "edgekit.backends.tensorrt",
+}
 
 Session = Callable[[Mapping[str, "np.ndarray"]], dict[str, "np.ndarray"]]
 
@@ -58,6 +62,10 @@ class Backend(Protocol):
     TOOLCHAIN: str
     #: Whether int8 layers write 8 bits too, whoever reads them, so that the model must say their ranges.
     quantizes_results: bool
+    #: Whether activations are quantized around zero, so that the codes of a range reach as far below as above it.
+    symmetric: bool
+    #: Whether each operator has a float type of its own, which the model must say where it is not the base.
+    types_floats: bool
     #: Bits of one weight element in memory, once the runtime has loaded a layer of that precision.
     runtime_weight_bits: Mapping[Precision, int]
     #: Operator types of the layers that may take a quantized precision: in any mix with other layers they compile, and
@@ -95,6 +103,24 @@ class Backend(Protocol):
     def executes_as(self, planned: Precision, executed: str) -> bool:
         """Whether the runtime's word ``executed`` is what ``planned`` asks of a layer."""
         ...
+
+
+def able(graph: Graph, adapter: Backend, precision: Precision) -> tuple[str, ...]:
+    """The layers whose kinds the backend has in a quantized ``precision``; with weights, where only those change.
+    Depthwise convolutions in 4 bits are left out: converters have none, and there is next to nothing to save.
+    """
+    kinds = adapter.quantized_op_types.get(precision, frozenset())
+    weight_only = precision in (Precision.W8, Precision.W4)
+    nodes = {node.name: node for node in graph.model.graph}
+    found = []
+    for layer in graph.layers:
+        group = nodes[layer.name].attributes.get("group")
+        grouped = layer.op_type == "Conv" and group is not None and group.as_int() > 1
+        if layer.op_type not in kinds or (weight_only and not layer.weights):
+            continue
+        if precision is not Precision.W4 or not grouped:
+            found.append(layer.name)
+    return tuple(found)
 
 
 def backend(name: str) -> Backend:

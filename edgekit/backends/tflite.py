@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 RUNNER = "tflite_runner.py"
 TOOLCHAIN = "tflite"
 quantizes_results = True
+symmetric = False
+types_floats = False
 
 # XNNPACK unpacks weights of float operators when a model is loaded.
 runtime_weight_bits = {
@@ -49,6 +51,8 @@ quantized_op_types = {
 
 _MODEL, _TABLE = "model.tflite", "operators.json"
 _PRECISION = "edgekit.precision"  # of a node's metadata, see edgekit.compress.qdq
+# The converter may write it in several operators: then it stays float.
+_GLUE = frozenset({"Concat", "GlobalAveragePool", "Resize"})
 _INTEGER = (Precision.INT8, Precision.INT16X8)
 _CONVERT_S = 1800.0
 # Float conversions agree with onnxruntime to 1e-5 and better; a wrong one is off by its outputs' own size.
@@ -194,12 +198,16 @@ def take_apart(onnx_bytes: bytes) -> FloatModel:
         value = quantize.inputs[0]
         assert value is not None
         scale, zero_point = (_scalar(one) for one in quantize.inputs[1:3])
+        wide = quantize.outputs[0].dtype == ir.DataType.INT16
         if result.is_graph_output():
             name = result.name
             result.name, value.name = None, name
             body.outputs[[output is result for output in body.outputs].index(True)] = value
         result.replace_all_uses_with(value)
-        ranges[value.name or ""] = (-zero_point * scale, (255 - zero_point) * scale)
+        if wide:  # where both are asked for, they span the same
+            ranges.setdefault(value.name or "", (-32767 * scale, 32767 * scale))
+        else:
+            ranges[value.name or ""] = (-zero_point * scale, (255 - zero_point) * scale)
     RemoveUnusedNodesPass()(model)
     CommonSubexpressionEliminationPass()(model)  # views that stood on both sides of a pair
     RemoveUnusedNodesPass()(model)
@@ -236,6 +244,8 @@ def _nodes(parts: FloatModel, base: Precision) -> dict[str, dict[str, Any]]:
         if precision is base:
             continue
         entry: dict[str, Any] = {"precision": precision.value}
+        if node.op_type in _GLUE:
+            entry["optional"] = True
         if precision in _INTEGER:
             activations = (v for v in node.inputs if v is not None and not v.is_initializer())
             entry["inputs"] = [_range_before(value, parts.ranges) for value in activations]

@@ -8,27 +8,38 @@ https://docs.openvino.ai/2025/documentation/openvino-extensibility/openvino-plug
 - activations uint8, asymmetric, one scale a tensor, one shared pair for all int8 readers of the tensor;
 - a residual Add between int8 layers reads quantized inputs as well, so that the block never leaves int8;
 - a pair stands before the views and max-poolings that lead to the layer, so that these run in 8 bits too.
+
+Two precisions are TFLite's alone (https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec):
+int16x8 with int16 activations, symmetric over what the 8-bit grid of the tensor spans, and w4 with weights in -7 .. 7,
+clipped where that lowers their squared error, and stored in bytes here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnx_ir as ir
 
-from edgekit.compress.weights import affine_parameters, quantize_weights
+from edgekit.compress.observers import Range
+from edgekit.compress.weights import Codes, WeightObserver, affine_parameters, quantize_weights, symmetric_parameters
 from edgekit.types import Precision
 
 if TYPE_CHECKING:
-    from edgekit.compress.observers import Range
     from edgekit.graph import Graph
 
 # Quantizing commutes with these, so the pair may stand before them.
 TRANSPARENT = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "MaxPool", "Identity"})
 # Runtimes fuse these into the producing layer; what they put out is what is quantized.
 _FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
+# ONNX has 16-bit pairs since opset 21; onnxruntime has had them in this domain for long.
+CONTRIB = "com.microsoft"
+# Bits of what a layer of that precision reads and writes.
+_ACTIVATION_BITS = {Precision.INT8: 8, Precision.INT16X8: 16}
+_WEIGHTS_QUANTIZED = frozenset({Precision.INT8, Precision.INT16X8, Precision.W8, Precision.W4})
+# Besides sums: what TFLite computes in int8 as it is, between int8 layers.
+_RESULTS_GLUE = frozenset({"Concat", "GlobalAveragePool", "Resize"})
 # Where a node's metadata says its precision.
 PRECISION = "edgekit.precision"
 _PASSING = TRANSPARENT | _FUSED_ACTIVATIONS | {"QuantizeLinear", "DequantizeLinear"}
@@ -67,51 +78,62 @@ def quantization_points(graph: Graph, results: bool = False) -> tuple[str, ...]:
     if results:
         points |= {result_point(values[layer.output]).name for layer in graph.layers}
     for node in graph.model.graph:
-        if _is_residual_add(node):
-            points |= {quantization_point(value).name for value in node.inputs if value is not None}
+        if _is_glue(node, results):
+            points |= {quantization_point(value).name for value in _read_by(node)}
+            points |= {result_point(node.outputs[0]).name} if results else set()
     return tuple(sorted(name for name in points if name))
 
 
 def apply_precisions(
-    graph: Graph, precisions: Mapping[str, Precision], ranges: Mapping[str, Range], results: bool = False
+    graph: Graph,
+    precisions: Mapping[str, Precision],
+    ranges: Mapping[str, Range],
+    results: bool = False,
+    chosen: Mapping[str, Codes] | None = None,
 ) -> ir.Model:
     """A copy of the graph in which each layer named in ``precisions`` carries its precision.
 
-    ``ranges`` must hold every tensor of `quantization_points` that the int8 layers read. Layers that are missing in
+    ``ranges`` must hold every tensor of `quantization_points` that integer layers read. Layers that are missing in
     ``precisions``, or are planned in a float precision, stay as they are.
 
     With ``results``, for runtimes whose int8 operators write 8 bits as well, the results of int8 layers are quantized
     whoever reads them, and each planned node says its precision under `PRECISION` in its metadata: what reads quantized
-    values may still be float then.
+    values may still be float then. ``chosen`` are the codes of the weights of some layers, in the bits of their
+    precision; all other weights are rounded to the nearest code.
     """
     model = graph.model.clone()
     body = model.graph
     values = _values(body)
     nodes = {node.name: node for node in body}
     names = _Names(model)
-    weighted = [layer for layer in graph.layers if precisions.get(layer.name) in (Precision.INT8, Precision.W8)]
-    for layer in weighted:
-        for weight in layer.weights:
-            _quantize_weight(body, names, nodes[layer.name], weight, layer.weight_axis)
-    int8 = [layer for layer in graph.layers if precisions.get(layer.name) is Precision.INT8]
+    for layer in graph.layers:
+        if precisions.get(layer.name) in _WEIGHTS_QUANTIZED:
+            for weight in layer.weights:
+                four_bits = precisions[layer.name] is Precision.W4
+                codes = (chosen or {}).get(layer.name) or _nearest_codes(
+                    body, weight, layer.weight_axis, 4 if four_bits else 8
+                )
+                _write_weight(body, names, nodes[layer.name], weight, layer.weight_axis, codes)
+    bits = {name: _ACTIVATION_BITS[p] for name, p in precisions.items() if p in _ACTIVATION_BITS}
     pairs = _Pairs(body, names, ranges)
-    for layer in int8:
-        node = nodes[layer.name]
-        for name in layer.inputs:
-            _read_quantized(node, values[name], pairs)
-    adds = _int8_adds(body, {layer.name for layer in int8})
-    for add in adds:
-        for value in list(add.inputs):
-            if value is not None:
-                _read_quantized(add, value, pairs)
+    for layer in graph.layers:
+        if layer.name in bits:
+            for name in layer.inputs:
+                _read_quantized(nodes[layer.name], values[name], pairs, bits[layer.name])
+    glue = _int8_glue(body, {name for name, width in bits.items() if width == 8}, results)
+    for node in glue:
+        for value in _read_by(node):
+            _read_quantized(node, value, pairs, 8)
     if results:
         for layer in graph.layers:
             if layer.name in precisions:
                 nodes[layer.name].metadata_props[PRECISION] = precisions[layer.name].value
-        for add in adds:
-            add.metadata_props[PRECISION] = Precision.INT8.value
-        for node in (*(nodes[layer.name] for layer in int8), *adds):
-            _write_quantized(body, node, pairs, names)
+        for node in glue:
+            node.metadata_props[PRECISION] = Precision.INT8.value
+        for node in (*(nodes[layer.name] for layer in graph.layers if layer.name in bits), *glue):
+            _write_quantized(body, node, pairs, names, bits.get(node.name or "", 8))
+    if any(node.domain == CONTRIB for node in body):
+        body.opset_imports.setdefault(CONTRIB, 1)
     body.sort()
     return model
 
@@ -137,26 +159,27 @@ class _Names:
 
 
 class _Pairs:
-    """The one shared Q/DQ pair of each tensor, made when it is first asked for."""
+    """The one shared Q/DQ pair of each tensor and width, made when it is first asked for."""
 
     def __init__(self, body: ir.Graph, names: _Names, ranges: Mapping[str, Range]) -> None:
         self._body = body
         self._names = names
         self._ranges = ranges
-        self._made: dict[str, ir.Value] = {}  # tensor -> dequantized tensor
-        self._twins: dict[str, ir.Value] = {}  # view of a tensor -> the same view of the dequantized tensor
+        self._made: dict[tuple[str, int], ir.Value] = {}  # tensor, bits -> dequantized tensor
+        self._twins: dict[tuple[str, int], ir.Value] = {}  # view of a tensor -> the same view of the dequantized tensor
 
-    def dequantized(self, value: ir.Value) -> ir.Value:
+    def dequantized(self, value: ir.Value, bits: int) -> ir.Value:
         name = value.name or ""
-        if name not in self._made:
-            scale, zero_point = affine_parameters(self._ranges[name])
+        if (name, bits) not in self._made:
+            scale, zero_point, domain = _pair_parameters(self._ranges[name], bits)
             fresh = self._names.fresh
             parameters = [
-                _initializer(self._body, fresh(f"{name}/scale"), np.float32(scale)),
-                _initializer(self._body, fresh(f"{name}/zero_point"), np.uint8(zero_point)),
+                _initializer(self._body, fresh(f"{name}/scale"), scale),
+                _initializer(self._body, fresh(f"{name}/zero_point"), zero_point),
             ]
+            dtype = ir.DataType.from_numpy(zero_point.dtype)
             quantize = _node(
-                "QuantizeLinear", [value, *parameters], fresh(f"{name}/quantize"), ir.DataType.UINT8, value.shape
+                "QuantizeLinear", [value, *parameters], fresh(f"{name}/quantize"), dtype, value.shape, domain=domain
             )
             dequantize = _node(
                 "DequantizeLinear",
@@ -164,44 +187,54 @@ class _Pairs:
                 fresh(f"{name}/dequantize"),
                 ir.DataType.FLOAT,
                 value.shape,
+                domain=domain,
             )
             self._body.extend([quantize, dequantize])
-            self._made[name] = dequantize.outputs[0]
-        return self._made[name]
+            self._made[name, bits] = dequantize.outputs[0]
+        return self._made[name, bits]
 
-    def through(self, value: ir.Value) -> ir.Value:
-        """``value`` as int8 readers see it: the views between the quantization point and it are repeated on the
+    def through(self, value: ir.Value, bits: int) -> ir.Value:
+        """``value`` as integer readers see it: the views between the quantization point and it are repeated on the
         quantized side, so that float readers of the same tensor are not touched.
         """
         point = quantization_point(value)
         if value is point:
-            return self.dequantized(value)
+            return self.dequantized(value, bits)
         name = value.name or ""
-        if name not in self._twins:
+        if (name, bits) not in self._twins:
             node = value.producer()
             assert node is not None
             source = node.inputs[0]
             assert source is not None
-            inputs = [self.through(source), *node.inputs[1:]]
+            inputs = [self.through(source, bits), *node.inputs[1:]]
             twin = ir.node(node.op_type, inputs, node.attributes, name=self._names.fresh(f"{node.name}/quantized"))
             made = twin.outputs[0]
             made.name, made.shape, made.dtype = self._names.fresh(f"{name}/quantized"), value.shape, ir.DataType.FLOAT
             self._body.append(twin)
-            self._twins[name] = made
-        return self._twins[name]
+            self._twins[name, bits] = made
+        return self._twins[name, bits]
 
 
-def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs) -> None:
-    quantized = pairs.through(value)
+def _pair_parameters(bounds: Range, bits: int) -> tuple[np.float32, np.uint8 | np.int16, str]:
+    """Scale, zero point, and the domain of operators that have such pairs."""
+    scale, zero_point = affine_parameters(bounds)
+    if bits == 8:
+        return scale, np.uint8(zero_point), ""
+    ends = Range(-zero_point * float(scale), (255 - zero_point) * float(scale))
+    return symmetric_parameters(ends, bits)[0], np.int16(0), CONTRIB
+
+
+def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs, bits: int) -> None:
+    quantized = pairs.through(value, bits)
     for index, current in enumerate(node.inputs):
         if current is value:
             node.replace_input_with(index, quantized)
 
 
-def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names) -> None:
+def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names, bits: int) -> None:
     """Let every reader of a node's result, and the caller of the model, see it quantized."""
     value = result_point(node.outputs[0])
-    dequantized = pairs.dequantized(value)
+    dequantized = pairs.dequantized(value, bits)
     made = dequantized.producer()
     quantize = made.inputs[0].producer() if made is not None and made.inputs[0] is not None else None
     for use in list(value.uses()):
@@ -214,15 +247,20 @@ def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names
             body.outputs[place] = dequantized
 
 
-def _quantize_weight(body: ir.Graph, names: _Names, node: ir.Node, name: str, axis: int) -> None:
-    weight = body.initializers[name]
-    assert weight.const_value is not None
-    array = weight.const_value.numpy()
+def _nearest_codes(body: ir.Graph, name: str, axis: int, bits: Literal[8, 4]) -> Codes:
+    constant = body.initializers[name].const_value
+    assert constant is not None
+    array = constant.numpy()
+    observer: WeightObserver = "max-abs" if bits == 8 else "mse"
     if axis < 0:  # no output channels (a vector): one scale
-        codes, scale = quantize_weights(array.reshape(1, -1), 0)
-        codes, scale = codes.reshape(array.shape), scale.reshape(())
-    else:
-        codes, scale = quantize_weights(array, axis)
+        codes, scale = quantize_weights(array.reshape(1, -1), 0, observer, bits=bits)
+        return Codes(codes.reshape(array.shape), scale.reshape(()))
+    return Codes(*quantize_weights(array, axis, observer, bits=bits))
+
+
+def _write_weight(body: ir.Graph, names: _Names, node: ir.Node, name: str, axis: int, weight_codes: Codes) -> None:
+    weight = body.initializers[name]
+    codes, scale = weight_codes.codes, weight_codes.scale
     prefix = f"{node.name}/{name}"
     inputs = [
         _initializer(body, names.fresh(f"{prefix}/int8"), codes),
@@ -255,16 +293,34 @@ def _is_residual_add(node: ir.Node) -> bool:
     return first.shape is not None and first.shape == second.shape and first.dtype == ir.DataType.FLOAT
 
 
-def _int8_adds(body: ir.Graph, int8: set[str]) -> list[ir.Node]:
-    """Residual Adds whose producers are int8 layers (or such Adds) and whose result an int8 layer reads."""
+def _is_glue(node: ir.Node, results: bool) -> bool:
+    """A residual Add; with ``results``, a concatenation with other tensors or zeros, a mean over all pixels and a
+    nearest-neighbour resizing too.
+    """
+    if not results or node.op_type not in _RESULTS_GLUE or node.domain != "":
+        return _is_residual_add(node)
+    if node.op_type == "Resize":
+        mode = node.attributes.get("mode")
+        return mode is None or mode.as_string() == "nearest"
+    constants = (one.const_value for one in node.inputs if one is not None and one.is_initializer())
+    return bool(_read_by(node)) and not any(one is None or np.any(one.numpy()) for one in constants)
+
+
+def _read_by(node: ir.Node) -> list[ir.Value]:
+    """The activations that glue reads, each once."""
+    places = node.inputs[:1] if node.op_type == "Resize" else node.inputs
+    return list(dict.fromkeys(value for value in places if value is not None and not value.is_initializer()))
+
+
+def _int8_glue(body: ir.Graph, int8: set[str], results: bool) -> list[ir.Node]:
+    """Glue whose producers are int8 layers (or such glue) and whose result an int8 layer reads."""
     found: dict[str, ir.Node] = {}
     for node in list(body):
-        if not _is_residual_add(node):
-            continue
-        sources = [_producing(value) for value in node.inputs if value is not None]
-        if all(source is not None and (source.name in int8 or source.name in found) for source in sources):
-            found[node.name or ""] = node
-    return [add for add in found.values() if _feeds_int8(add, int8)]
+        if _is_glue(node, results):
+            sources = [_producing(value) for value in _read_by(node)]
+            if all(source is not None and (source.name in int8 or source.name in found) for source in sources):
+                found[node.name or ""] = node
+    return [node for node in found.values() if _feeds_int8(node, int8, found)]
 
 
 def _producing(value: ir.Value) -> ir.Node | None:
@@ -275,13 +331,13 @@ def _producing(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _feeds_int8(node: ir.Node, int8: set[str]) -> bool:
+def _feeds_int8(node: ir.Node, int8: set[str], glue: Mapping[str, ir.Node]) -> bool:
     seen, waiting = {node}, [node]
     while waiting:
         for reader in waiting.pop().outputs[0].consumers():
             if reader.name in int8:
                 return True
-            if reader.op_type in (_PASSING | {"Add"}) and reader not in seen:
+            if (reader.op_type in _PASSING or (reader.name or "") in glue) and reader not in seen:
                 seen.add(reader)
                 waiting.append(reader)
     return False
@@ -294,8 +350,9 @@ def _node(
     dtype: ir.DataType,
     shape: ir.Shape | None,
     axis: int | None = None,
+    domain: str = "",
 ) -> ir.Node:
-    node = ir.node(op_type, inputs, {} if axis is None else {"axis": axis}, name=name)
+    node = ir.node(op_type, inputs, {} if axis is None else {"axis": axis}, domain=domain, name=name)
     node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = name, dtype, shape
     return node
 

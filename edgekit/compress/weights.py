@@ -1,4 +1,4 @@
-"""Scales and zero points, and weights brought to int8: numpy only, bit for bit what ONNX runtimes compute.
+"""Scales and zero points, and weights brought to 8 or 4 bits: numpy only, bit for bit what ONNX runtimes compute.
 
 ``real = scale * (code - zero_point)``, codes by rounding half to even and saturating, as the operators QuantizeLinear
 and DequantizeLinear define (https://onnx.ai/onnx/operators/onnx__QuantizeLinear.html). The scheme is that of Jacob et
@@ -8,6 +8,7 @@ channel, as Nagel et al. 2021 (https://arxiv.org/abs/2106.08295, section 2.4) re
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -15,12 +16,20 @@ from numpy.typing import NDArray
 
 from edgekit.compress.observers import Range
 
-WEIGHT_LIMIT = 127  # -128 stays unused, so that the grid is symmetric
+WEIGHT_LIMIT = {8: 127, 4: 7}  # by bits; the lowest code stays unused, so that the grid is symmetric
 # A smaller scale would be subnormal: flushed to zero on many devices.
 _SMALLEST_SCALE = np.finfo(np.float32).tiny
 _CLIP_FACTORS = np.linspace(1.0, 0.4, 31)
 
 WeightObserver = Literal["max-abs", "mse"]
+
+
+@dataclass(frozen=True, eq=False)
+class Codes:
+    """A weight in whole numbers, with one float32 scale for each of its output channels."""
+
+    codes: NDArray[np.int8]
+    scale: NDArray[np.float32]
 
 
 def affine_parameters(bounds: Range, bits: int = 8) -> tuple[np.float32, int]:
@@ -45,9 +54,14 @@ def symmetric_parameters(bounds: Range, bits: int = 8) -> tuple[np.float32, int]
 
 
 def quantize_weights(
-    weights: np.ndarray, axis: int, observer: WeightObserver = "max-abs", importance: np.ndarray | None = None
+    weights: np.ndarray,
+    axis: int,
+    observer: WeightObserver = "max-abs",
+    importance: np.ndarray | None = None,
+    bits: Literal[8, 4] = 8,
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Codes in -127 .. 127 of the same shape as ``weights``, and one float32 scale for each index along ``axis``.
+    """Codes in -127 .. 127 (-7 .. 7 in 4 bits) of the same shape as ``weights``, and one float32 scale for each index
+    along ``axis``.
 
     ``max-abs`` clips nothing. ``mse`` tries for each channel how far clipping lowers the squared error, weighted by
     ``importance`` (broadcast against ``weights``; say the mean square of each input), and so is never worse by it.
@@ -64,10 +78,11 @@ def quantize_weights(
         raise ValueError("weights hold NaN or infinite values")
     rest = tuple(i for i in range(weights.ndim) if i != axis % weights.ndim)
     largest = np.abs(weights).max(axis=rest, initial=0).astype(np.float64)
-    scale = _scale(largest)
+    limit = WEIGHT_LIMIT[bits]
+    scale = _scale(largest, limit)
     if observer == "mse":
-        scale = _least_error_scale(weights, largest, scale, axis, rest, importance)
-    return _codes(weights, scale, axis), scale
+        scale = _least_error_scale(weights, largest, scale, axis, rest, importance, limit)
+    return _codes(weights, scale, axis, limit), scale
 
 
 def dequantize_weights(codes: np.ndarray, scale: np.ndarray, axis: int) -> NDArray[np.float32]:
@@ -75,14 +90,14 @@ def dequantize_weights(codes: np.ndarray, scale: np.ndarray, axis: int) -> NDArr
     return codes.astype(np.float32) * _along(scale.astype(np.float32), axis, codes.ndim)
 
 
-def _scale(largest: NDArray[np.float64]) -> NDArray[np.float32]:
-    scale = np.maximum((largest / WEIGHT_LIMIT).astype(np.float32), _SMALLEST_SCALE)
+def _scale(largest: NDArray[np.float64], limit: int) -> NDArray[np.float32]:
+    scale = np.maximum((largest / limit).astype(np.float32), _SMALLEST_SCALE)
     return np.where(largest > 0, scale, np.float32(1))
 
 
-def _codes(weights: NDArray[np.float32], scale: NDArray[np.float32], axis: int) -> NDArray[np.int8]:
+def _codes(weights: NDArray[np.float32], scale: NDArray[np.float32], axis: int, limit: int) -> NDArray[np.int8]:
     nearest = np.rint(weights / _along(scale, axis, weights.ndim))
-    codes: NDArray[np.int8] = np.clip(nearest, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+    codes: NDArray[np.int8] = np.clip(nearest, -limit, limit).astype(np.int8)
     return codes
 
 
@@ -93,11 +108,12 @@ def _least_error_scale(
     axis: int,
     rest: tuple[int, ...],
     importance: np.ndarray | None,
+    limit: int,
 ) -> NDArray[np.float32]:
     best, least = scale, np.full(scale.shape, np.inf)
     for factor in _CLIP_FACTORS:
-        candidate = _scale(largest * factor)
-        codes = _codes(weights, candidate, axis)
+        candidate = _scale(largest * factor, limit)
+        codes = _codes(weights, candidate, axis, limit)
         error = np.square(weights - dequantize_weights(codes, candidate, axis), dtype=np.float64)
         if importance is not None:
             error *= importance

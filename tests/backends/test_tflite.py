@@ -1,12 +1,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import onnx
@@ -15,10 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import toolchains
 from edgekit.backends import Artifact, tflite
-from edgekit.catalog import data_root
-from edgekit.compress.observers import choose_range
-from edgekit.compress.qdq import apply_precisions, quantization_points
-from edgekit.compress.ranges import collect_ranges
+from edgekit.compress.qdq import apply_precisions
+from edgekit.cost import measured
 from edgekit.devices import local
 from edgekit.devices.race import Device
 from edgekit.errors import DeviceError, InputError
@@ -26,43 +21,24 @@ from edgekit.graph import to_bytes
 from edgekit.job import prepare
 from edgekit.stages import Workbench
 from edgekit.types import Precision
+from tests.backends.tflite_cases import (
+    FP16,
+    FP32,
+    INT8,
+    INT16X8,
+    RUNNER,
+    W4,
+    W8,
+    expected,
+    glued,
+    hub,
+    misnamed,
+    offered,
+    rows_of,
+    words,
+)
 from tests.command import fill
-from tests.quantized import Case, case, case_of, run, sqnr_db
-
-FP32, FP16, INT8, INT16X8, W8, W4 = (Precision(word) for word in ("fp32", "fp16", "int8", "int16x8", "w8", "w4"))
-RUNNER = data_root() / "targets" / "runners" / tflite.RUNNER
-
-
-def hub(source: Case, plan: Mapping[str, Precision]) -> bytes:
-    """The plan as the backend takes it: with the results' ranges."""
-    seen = collect_ranges(source.graph, quantization_points(source.graph, results=True), source.data)
-    ranges = {name: choose_range(one, "min-max") for name, one in seen.items()}
-    return to_bytes(apply_precisions(source.graph, plan, ranges, results=True))
-
-
-def offered(source: Case, precision: Precision) -> dict[str, Precision]:
-    kinds = tflite.quantized_op_types[precision]
-    weighted = precision in (W8, W4)
-    layers = [one for one in source.graph.layers if one.op_type in kinds and (one.weights or not weighted)]
-    return {one.name: precision for one in layers}
-
-
-def rows_of(made: Artifact) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = json.loads(made.path.with_name("operators.json").read_text())["operators"]
-    return rows
-
-
-def words(made: Artifact, source: Case) -> dict[str, set[str]]:
-    """Layer -> what the file says that it executes as."""
-    found: dict[str, set[str]] = {}
-    for node in tflite.executed_nodes(rows_of(made), source.graph):
-        if node.computes:
-            found.setdefault(node.layers[0], set()).add(node.precision)
-    return found
-
-
-def expected(source: Case, plan: Mapping[str, Precision]) -> dict[str, set[str]]:
-    return {name: {plan.get(name, FP32).value} for name in source.names}
+from tests.quantized import Case, case, run, sqnr_db
 
 
 def runner_module() -> ModuleType:
@@ -74,35 +50,6 @@ def runner_module() -> ModuleType:
     spec.loader.exec_module(module)
     sys.dont_write_bytecode = kept
     return module
-
-
-def misnamed() -> Case:
-    """Nodes and tensors named to be taken for others: numbers, other nodes' names, what the converter appends."""
-    rng = np.random.default_rng(0)
-    weights = {
-        "n3_conv_filter": rng.normal(size=(8, 3, 3, 3)),
-        "n0_conv_filter": rng.normal(size=(8, 1, 3, 3)),
-        "o1;0": rng.normal(size=(8, 8, 1, 1)),
-        "input_0": rng.normal(size=(8, 4)),
-    }
-    nodes = [
-        helper.make_node("Conv", ["o0;0", "n3_conv_filter"], ["n2_out0"], "n1", pads=[1, 1, 1, 1]),
-        helper.make_node("Relu", ["n2_out0"], ["n0_out0"], "/n0_out0"),
-        helper.make_node("Conv", ["n0_out0", "n0_conv_filter"], ["n1_out0"], "n0", pads=[1, 1, 1, 1], group=8),
-        helper.make_node("Conv", ["n1_out0", "o1;0"], ["n4_out0"], "n0_conv"),
-        helper.make_node("Add", ["n0_out0", "n4_out0"], ["serving_default:0"], "n2"),
-        helper.make_node("GlobalAveragePool", ["serving_default:0"], ["pooled"], "Conv_output_nhwc"),
-        helper.make_node("Flatten", ["pooled"], ["flat"], "n3"),
-        helper.make_node("MatMul", ["flat", "input_0"], ["n9_out0"], "n5_fc_weights"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "misnamed",
-        [helper.make_tensor_value_info("o0;0", TensorProto.FLOAT, [1, 3, 8, 8])],
-        [helper.make_tensor_value_info("n9_out0", TensorProto.FLOAT, [1, 4])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    return case_of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 @pytest.mark.parametrize("name", ["inverted_residual", "conv_net", "transformer"])
@@ -136,7 +83,7 @@ class TestRunnerRefuses:
             ({"op": "BATCH_MATMUL", "precision": "int8"}, "ai-edge-litert", "2.1.2", True),
             ({"op": "BATCH_MATMUL", "precision": "int8"}, "ai-edge-litert", "2.3.0", False),
             ({"op": "BATCH_MATMUL", "precision": "fp32"}, "ai-edge-litert", "2.1.2", False),
-            ({"op": "BATCH_MATMUL", "precision": "int8"}, "tflite-runtime", "2.14.0", True),
+            ({"op": "BATCH_MATMUL", "precision": "int8"}, "tflite-runtime", "2.14.0", False),
             ({"op": "DEPTHWISE_CONV_2D", "precision": "int8 by ranges at run time"}, "tflite-runtime", "2.14.0", True),
             ({"op": "DEPTHWISE_CONV_2D", "precision": "int8"}, "tflite-runtime", "2.14.0", False),
             ({"op": "CONV_2D", "precision": "w4"}, "tflite-runtime", "2.14.0", True),
@@ -190,6 +137,32 @@ class TestConvert:
         ends = [row["op"] for row in rows if row["op"] in ("QUANTIZE", "DEQUANTIZE")]
         assert ends == ["QUANTIZE", "DEQUANTIZE", "DEQUANTIZE"]
 
+    def test_glue_stays_in_eight_bits(self, converter: None, tmp_path: Path) -> None:
+        """Joining, resizing, averaging and summing between int8 layers leave the region nowhere."""
+        source = glued()
+        plan = offered(source, INT8)
+        made = tflite.convert(hub(source, plan), tmp_path, FP32)
+        rows = rows_of(made)
+        kinds = {"ADD", "CONCATENATION", "RESIZE_NEAREST_NEIGHBOR", "MEAN", "MAX_POOL_2D"}
+        assert {row["op"] for row in rows} >= kinds
+        assert {row["precision"] for row in rows if row["op"] in kinds} == {"int8"}
+        ops = [row["op"] for row in rows]
+        assert ops.count("DEQUANTIZE") == 1
+        # What the converter leaves around joins, and activations behind transposes, is tidied away.
+        beside = {ops[place + step] for place, op in enumerate(ops) if op == "CONCATENATION" for step in (-1, 1)}
+        assert "TRANSPOSE" not in beside
+        assert "RELU" not in ops
+        sample = source.data.sample(0)
+        names = [one.name for one in source.graph.outputs]
+        assert sqnr_db(tflite.session(made, 1, names)(sample), run(hub(source, plan), sample)) > 30
+
+    def test_glue_beside_a_float_layer_stays_float(self, converter: None, tmp_path: Path) -> None:
+        source = glued()
+        plan = offered(source, INT8)
+        del plan[source.names[1]]  # one of those that the sum adds
+        rows = rows_of(tflite.convert(hub(source, plan), tmp_path, FP32))
+        assert {row["precision"] for row in rows if row["op"] == "ADD"} == {"fp32"}
+
     def test_each_layer_gets_its_own_precision(self, mixed: tuple[Case, dict[str, Precision], Artifact]) -> None:
         source, plan, made = mixed
         assert words(made, source) == expected(source, plan)
@@ -225,25 +198,23 @@ class TestConvert:
         assert first.path.read_bytes() == second.path.read_bytes()
         assert {row["precision"] for row in rows_of(second)} == {"fp32"}
 
-    def test_what_the_planner_does_not_offer_converts_too(self, converter: None, tmp_path: Path) -> None:
-        """16-bit activations, 4-bit and 16-bit weights: by the converter's own document."""
-        source = case("conv_net")
-        ranges = tflite.take_apart(hub(source, offered(source, INT8)))
-        nodes = tflite._nodes(ranges, FP32)
-        layers = [layer.name for layer in source.graph.layers if layer.op_type == "Conv"][:3]
-        plan = dict(zip(layers, (INT16X8, W4, FP16), strict=True))
-        onnx.save(onnx.load_model_from_string(to_bytes(source.graph.model)), tmp_path / "model.onnx")
-        job = {
-            "action": "convert",
-            "onnx": str(tmp_path / "model.onnx"),
-            "tflite": str(tmp_path / "model.tflite"),
-            "base": "fp32",
-            "nodes": {name: nodes[name] | {"precision": precision.value} for name, precision in plan.items()},
-        }
-        rows = toolchains.run("tflite", job, 300)["operators"]
-        assert {row["layer"]: row["precision"] for row in rows if row["layer"] in plan} == {
-            name: precision.value for name, precision in plan.items()
-        }
+    @pytest.mark.parametrize("name", ["inverted_residual", "transformer"])
+    @pytest.mark.parametrize("precision", [INT16X8, W4, None])
+    def test_the_rarer_precisions_compute_what_their_pairs_say(
+        self, name: str, precision: Precision | None, converter: None, tmp_path: Path
+    ) -> None:
+        """16-bit activations, 4-bit weights, and (None) both beside int8, tensors read in two widths among them."""
+        source = case(name)
+        plan = offered(source, precision or INT8)
+        if precision is None:
+            in_w4 = offered(source, W4)
+            turns = {one: (INT8, INT16X8, W4, INT16X8)[place % 4] for place, one in enumerate(plan)}
+            plan = {one: p for one, p in turns.items() if p is not W4 or one in in_w4}
+        made = tflite.convert(hub(source, plan), tmp_path, FP32)
+        assert words(made, source) == expected(source, plan)
+        sample = source.data.sample(0)
+        names = [one.name for one in source.graph.outputs]
+        assert sqnr_db(tflite.session(made, 1, names)(sample), run(hub(source, plan), sample)) > 50
 
     def test_fp16_stores_half_the_bytes(self, converter: None, tmp_path: Path) -> None:
         source = case("inverted_residual")
@@ -361,3 +332,36 @@ def test_a_model_in_fp16_is_another_artifact_than_in_fp32(
     whole, half = (bench.artifact({}, base) for base in (FP32, FP16))
     assert {row["precision"] for row in rows_of(half) if row["layer"]} == {"fp16"}
     assert half.weight_bytes < whole.weight_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sized", [True, False])
+def test_rarer_precisions_are_offered_where_bytes_are_asked_for(
+    sized: bool, converter: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measured, "_PROFILE_S", 0.02)
+    monkeypatch.setattr(measured, "_RACE_S", 0.2)
+    source = case("inverted_residual")
+    place = (tmp_path / str(number) for number in range(99))
+    device = Device(tflite, lambda job, timeout_s: local.run_job(RUNNER, job, timeout_s), 1)
+    costs = measured.measure_costs(
+        source.graph,
+        device,
+        lambda plan, base: tflite.convert(hub(source, plan), next(place), base),
+        FP32,
+        offered=(FP32, INT8, INT16X8, W8, W4),
+        weight_only=sized,
+        interval=0.1,
+    )
+    found = {p: {name for name, row in costs.table.latency_ms.items() if p in row} for p in (INT16X8, W4)}
+    refused = {option.option: option.reason for option in costs.dropped if option.scope == "model"}
+    if sized:
+        assert found == {p: set(offered(source, p)) for p in (INT16X8, W4)}
+        assert found[W4] < found[INT16X8], "depthwise convolutions have no 4-bit weights"
+        for precision, names in found.items():
+            total = sum(row.get(precision, row[FP32]) for row in costs.table.latency_ms.values())
+            assert 0 < total <= costs.table.anchors_ms[precision] + costs.table.anchors_ms[FP32]
+            assert all(costs.table.latency_ms[name][precision] >= 0 for name in names)
+    else:
+        assert found == {INT16X8: set(), W4: set()}
+        assert "the time of fp32 on this device, and no budget of bytes asks for it" in refused["int16x8"]

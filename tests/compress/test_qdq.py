@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgekit.compress.observers import Range
-from edgekit.compress.qdq import quantization_points
+from edgekit.compress.observers import Range, choose_range
+from edgekit.compress.qdq import apply_precisions, quantization_points
+from edgekit.compress.ranges import collect_ranges
 from edgekit.compress.weights import affine_parameters
+from edgekit.graph import to_bytes
 from edgekit.types import Precision
 from tests.graph.nets import random_nets
 from tests.quantized import CASES, Case, case, case_of, run, sqnr_db
@@ -148,6 +150,49 @@ def test_a_single_conv_is_the_fake_quant_worked_by_hand() -> None:
         by_hand = np.einsum("oc,nchw->nohw", rounded, seen) + bias[:, None, None]
         (output,) = run(source.write({layer.name: precision}), {"x": image}).values()
         np.testing.assert_allclose(output, by_hand, rtol=1e-5, atol=1e-5)
+
+
+def test_four_bits_leave_a_scale_that_the_weights_say_again() -> None:
+    """A converter that sees only the floats must find the same codes: each channel uses an end of the grid."""
+    source = case("conv_net")
+    for name in source.names:
+        codes, scale, _, axis = Written(source, {name: Precision.W4}).weight(name)
+        rest = tuple(i for i in range(codes.ndim) if i != axis)
+        assert (np.abs(codes).max(axis=rest) == 7).all()
+        floats = np.abs(codes * scale.reshape([-1 if i == axis else 1 for i in range(codes.ndim)])).max(axis=rest)
+        np.testing.assert_allclose(floats / 7, scale, rtol=1e-6)
+
+
+def test_sixteen_bits_are_symmetric_over_what_eight_bits_span() -> None:
+    source = case("conv_net")
+    name = source.names[1]
+    written = Written(source, {name: Precision.INT16X8})
+    (pair,) = written.kinds("QuantizeLinear")
+    scale8, zero8 = affine_parameters(source.ranges[pair.input[0]])
+    scale, zero = (written.arrays[one] for one in pair.input[1:])
+    assert (zero.dtype, int(zero)) == (np.int16, 0)
+    assert scale == pytest.approx(max(zero8, 255 - zero8) * float(scale8) / 32767, rel=1e-6)
+    outputs, reference = run(written.bytes, source.data.sample(0)), run(source.write({}), source.data.sample(0))
+    assert sqnr_db(outputs, reference) > sqnr_db(run(source.write({name: INT8}), source.data.sample(0)), reference)
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_one_tensor_can_be_read_in_two_widths(data: st.DataObject) -> None:
+    """What is written and read in different widths runs, one pair a tensor and width, whoever writes 8 or 16 bits."""
+    source = case(data.draw(st.sampled_from(["inverted_residual", "squeeze_excite", "transformer", "conv_net"])))
+    widths = st.sampled_from([FP32, INT8, Precision.INT16X8, W8])
+    plan = {layer: data.draw(widths) for layer in source.names}
+    seen = collect_ranges(source.graph, quantization_points(source.graph, results=True), source.data)
+    ranges = {name: choose_range(one, "min-max") for name, one in seen.items()}
+    content = to_bytes(apply_precisions(source.graph, plan, ranges, results=True))
+    proto = onnx.load_model_from_string(content)
+    onnx.checker.check_model(proto)
+    arrays = {one.name: numpy_helper.to_array(one) for one in proto.graph.initializer}
+    pairs = [(n.input[0], arrays[n.input[2]].dtype) for n in proto.graph.node if n.op_type == "QuantizeLinear"]
+    assert len(pairs) == len(set(pairs))
+    sample = source.data.sample(0)
+    assert sqnr_db(run(content, sample), run(source.write({}), sample)) > 12
 
 
 @pytest.mark.parametrize(("trans_a", "trans_b", "axis"), [(0, 0, 1), (0, 1, 0), (1, 0, 1), (1, 1, 0)])

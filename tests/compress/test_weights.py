@@ -21,15 +21,17 @@ def along(scale, axis, ndim):
     return scale.reshape(shape)
 
 
-@given(weights, st.data())
-def test_error_is_at_most_half_a_step(array, data):
+@given(weights, st.data(), st.sampled_from([(8, 127), (4, 7)]))
+def test_error_is_at_most_half_a_step(array, data, width):
+    bits, limit = width
     axis = data.draw(st.integers(-array.ndim, array.ndim - 1))
-    codes, scale = quantize_weights(array, axis)
+    codes, scale = quantize_weights(array, axis, bits=bits)
     assert codes.dtype == np.int8
     assert scale.dtype == np.float32
     assert codes.shape == array.shape
     assert scale.shape == (array.shape[axis],)
-    assert codes.min() >= -127
+    assert -limit <= codes.min()
+    assert codes.max() <= limit
     step = along(scale.astype(np.float64), axis, array.ndim)
     assert (np.abs(array - codes * step) <= step / 2 * (1 + 1e-4)).all()
 

@@ -33,7 +33,7 @@ def run_there(board: Sysroot, core: str, job: dict[str, Any]) -> subprocess.Comp
 
 
 def on_board(running: Running, command: str) -> str:
-    there = ["ssh", "-F", str(running.ssh_config), "-p", str(running.port), "pi@127.0.0.1", command]
+    there = ["ssh", "-F", str(running.ssh_config), "-p", str(running.port), f"pi@{running.address}", command]
     return subprocess.run(there, capture_output=True, text=True, check=True).stdout
 
 

@@ -31,6 +31,7 @@ from floats import channels_first, convert_float, float_error, fully_connected
 from naming import number, tag_operators
 from quantizing import quantize
 from reading import finish, weight_bytes
+from tidying import tidy
 
 
 def main() -> int:
@@ -63,7 +64,7 @@ def convert(job: Mapping[str, Any]) -> dict[str, Any]:
     start = time.monotonic()
     source = onnx.load(job["onnx"])
     numbered = number(source)
-    content = channels_first(fully_connected(convert_float(numbered.model)), source, numbered)
+    content = channels_first(tidy(fully_connected(convert_float(numbered.model))), source, numbered)
     converted = time.monotonic()
     error = float_error(source, numbered, content)
     checked = time.monotonic()

@@ -14,6 +14,8 @@ VIEWS = {"PAD", "TRANSPOSE", "RESHAPE", "MAX_POOL_2D"}
 # Through these a result stays recognisable, in ONNX and in TFLite.
 PASSING_NODES = {"Relu", "Clip", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "MaxPool", "Identity"}
 PASSING_OPERATORS = {"RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1", "MINIMUM", "MAXIMUM", "SQUEEZE", *VIEWS}
+# What has no weights to be known by, and the nodes that it may come of.
+GLUE = {"ADD": "Add", "CONCATENATION": "Concat", "MEAN": "GlobalAveragePool", "RESIZE_NEAREST_NEIGHBOR": "Resize"}
 
 
 def quantize(tagged: Tagged, numbered: Numbered, job: Mapping[str, Any]) -> bytes:
@@ -22,10 +24,10 @@ def quantize(tagged: Tagged, numbered: Numbered, job: Mapping[str, Any]) -> byte
 
     content = tagged.content
     file = File(content)
-    owners = with_adds(file, tagged.owners, numbered)
+    owners = with_glue(file, tagged.owners, numbered)
     numbers = {name: number for number, name in enumerate(numbered.nodes)}
     plan = {numbers[name]: entry for name, entry in job["nodes"].items()}
-    missing = [numbered.nodes[n] for n in plan if n not in owners]
+    missing = [numbered.nodes[n] for n, entry in plan.items() if n not in owners and not entry.get("optional")]
     if missing:
         raise Refused(f"no operator of the converted model computes {', '.join(missing)}")
     engine = quantizer.Quantizer(content)
@@ -78,8 +80,9 @@ def quantize(tagged: Tagged, numbered: Numbered, job: Mapping[str, Any]) -> byte
         raise Refused(f"ai-edge-quantizer cannot write the plan: {type(error).__name__}: {first_line(error)}") from None
 
 
-def with_adds(file: File, owners: list[int | None], numbered: Numbered) -> list[int | None]:
-    """The owners, with the sums of two results too. A sum has no name to be known by: it is known by what it adds."""
+def with_glue(file: File, owners: list[int | None], numbered: Numbered) -> list[int | None]:
+    """The owners, with glue too. A sum has no name to be known by: it is known by what it adds, and so are others."""
+    constants = {tensor.name for tensor in numbered.model.graph.initializer}
     made_by = {output: number for number, node in enumerate(numbered.model.graph.node) for output in node.output}
 
     def source(name: str) -> int | None:
@@ -88,17 +91,18 @@ def with_adds(file: File, owners: list[int | None], numbered: Numbered) -> list[
             number = made_by.get(numbered.model.graph.node[number].input[0])
         return number
 
-    sums: dict[frozenset[int | None], list[int]] = {}
+    glued: dict[tuple[str, frozenset[int | None]], list[int]] = {}
     for number, node in enumerate(numbered.model.graph.node):
-        if node.op_type == "Add":
-            sums.setdefault(frozenset(source(name) for name in node.input), []).append(number)
+        if node.op_type in GLUE.values():
+            read = frozenset(source(name) for name in node.input if name and name not in constants)
+            glued.setdefault((node.op_type, read), []).append(number)
     found = list(owners)
     carries: dict[int, int | None] = {}  # tensor -> node whose result it is
     for index, operator in enumerate(file.operators):
         kind = file.kind(operator)
         carried = [carries.get(tensor) for tensor in file.activations(operator)]
-        if kind == "ADD" and len(carried) == 2 and None not in carried:
-            waiting = sums.get(frozenset(carried), [])
+        if kind in GLUE and carried and None not in carried and (kind != "ADD" or len(carried) == 2):
+            waiting = glued.get((GLUE[kind], frozenset(carried)), [])
             found[index] = waiting.pop(0) if waiting else None
         passed = carried[0] if kind in PASSING_OPERATORS and carried else None
         for tensor in file.outputs(operator):
