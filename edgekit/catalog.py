@@ -149,7 +149,7 @@ def runner_files(runner: str) -> tuple[Path, ...]:
     All of them are copied wherever it goes.
     """
     folder = data_root() / "targets" / "runners"
-    modules = [path for path in folder.glob("*.py") if not path.stem.endswith("_runner")]
+    modules = [path for path in folder.glob("*.py") if runner.endswith(".py") and not path.stem.endswith("_runner")]
     return (folder / runner, *sorted(modules))
 
 

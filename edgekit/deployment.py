@@ -12,10 +12,13 @@ import numpy as np
 from edgekit import bundle, catalog
 from edgekit.backends import Artifact
 from edgekit.blame import blame
+from edgekit.cost.interval import ratio_reach
+from edgekit.cost.measured import FLOAT_PRECISIONS
 from edgekit.cost.table import CostTable, total_ms
 from edgekit.devices.race import Raced
 from edgekit.forecast import forecast_latency
 from edgekit.formulate import memory_bytes
+from edgekit.graph import Graph
 from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import Job
 from edgekit.outcome import assemble
@@ -25,7 +28,7 @@ from edgekit.reporting import html
 from edgekit.results import DeployResult, Round, VectorsCheck
 from edgekit.scoring import Score, Scorer
 from edgekit.stages import Workbench
-from edgekit.types import Kind, Precision
+from edgekit.types import Kind, Mask, Precision
 
 RACE_S = 8.0
 # How many plans are raced before the best so far is taken.
@@ -109,6 +112,7 @@ def _check_there(job: Job, chosen: Contestant, result: DeployResult) -> VectorsC
 def _forecast(bench: Workbench, planned: Planned, contestants: Sequence[Contestant]) -> dict[str, Raced]:
     """What the race would show, by the cost tables that the plan was made from."""
     totals: dict[str, tuple[float, CostTable]] = {}
+    unchanged_ms: dict[str, float] = {}
     for contestant in contestants:
         base = Precision.FP32 if contestant.name == "float" else planned.base
         table = planned.planning.table
@@ -120,14 +124,30 @@ def _forecast(bench: Workbench, planned: Planned, contestants: Sequence[Contesta
             table = masks.at(table, contestant.masks)
         if contestant.kept and pruning is not None:
             table = pruning.at(table, bench.job.graph.edges, pruning.kept(contestant.kept))
-        totals[contestant.name] = (total_ms(table, bench.graph_of(contestant.kept).edges, precisions), table)
+        graph = bench.graph_of(contestant.kept)
+        totals[contestant.name] = (total_ms(table, graph.edges, precisions), table)
+        alike = _alike(bench.job.graph, graph, precisions, contestant.masks)
+        unchanged_ms[contestant.name] = sum(table.latency_ms[name][Precision.FP32] for name in alike)
     found = {}
+    float_ms, float_table = totals["float"]
     for name, (latency_ms, table) in totals.items():
         figure = table.figure(latency_ms)
-        ratio = latency_ms / totals["float"][0]
+        ratio = latency_ms / float_ms
+        widest = 1 + max(table.interval, float_table.interval)
+        reach = ratio_reach(widest, min(1.0, unchanged_ms[name] / latency_ms) if latency_ms else 0.0)
         latency = forecast_latency(figure)
-        found[name] = Raced(latency, ratio, ratio, ratio, kind=figure.kind, source=figure.source)
+        found[name] = Raced(latency, ratio, ratio / reach, ratio * reach, kind=figure.kind, source=figure.source)
     return found
+
+
+def _alike(whole: Graph, graph: Graph, precisions: Mapping[str, Precision], masks: Mapping[str, Mask]) -> list[str]:
+    """The layers that compute what the unmodified model's do, in the same precision: predictions of both err alike."""
+    macs = {layer.name: layer.macs for layer in whole.layers}
+    return [
+        layer.name
+        for layer in graph.layers
+        if precisions[layer.name] is Precision.FP32 and layer.macs == macs[layer.name] and layer.name not in masks
+    ]
 
 
 def _round(
@@ -158,7 +178,7 @@ def _conforming(
     for _ in range(MOST_ROUNDS):
         contestant = _planned_contestant(bench, scorer, name, planned)
         refused = frozenset((m.layer, m.planned) for m in conformance(bench, contestant).mismatches)
-        refused = frozenset(option for option in refused if option[1] in (Precision.INT8, Precision.W8))
+        refused = frozenset(option for option in refused if option[1] not in FLOAT_PRECISIONS)
         again = plan_again(bench, scorer, planned, forbidden | refused) if refused else None
         if again is None:
             break
@@ -211,24 +231,36 @@ def _contestant(
     kept: Mapping[str, int] | None = None,
 ) -> Contestant:
     score = scorer.score(artifact, name)
-    memory = memory_bytes(bench.graph_of(kept), precisions, bench.job.device.backend.runtime_weight_bits)
+    bits = bench.job.device.backend.runtime_weight_bits
+    memory = memory_bytes(bench.graph_of(kept), precisions, bits, artifact.base)
     return Contestant(name, precisions, artifact, score, scorer.drop(float_score, score), memory, kept=kept or {})
 
 
 def _pack(job: Job, chosen: Contestant, result: DeployResult, out: Path) -> None:
     backend = job.device.backend
     artifact = chosen.artifact
-    bundle.pack(
-        out,
-        result=result,
-        artifact=bundle.Artifact(artifact.path.name, backend.hint(artifact.base), job.device.threads),
-        artifact_files={path.name: path for path in artifact.files},
-        compressed=artifact.compressed,
-        preprocess=preprocess_contract(job.data.recipe, job.graph.inputs, raw=job.data.raw),
-        vectors=_vectors(job, chosen),
-        runner=catalog.runner_files(backend.RUNNER),
-        report_html=html.render(result),
-    )
+    vectors = _vectors(job, chosen)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        bundle.pack(
+            out,
+            result=result,
+            artifact=bundle.Artifact(artifact.path.name, backend.hint(artifact.base), job.device.threads),
+            artifact_files={path.name: path for path in artifact.files} | _board_files(job, artifact, vectors, folder),
+            compressed=artifact.compressed,
+            preprocess=preprocess_contract(job.data.recipe, job.graph.inputs, raw=job.data.raw),
+            vectors=vectors,
+            runner=catalog.runner_files(backend.RUNNER),
+            report_html=html.render(result),
+        )
+
+
+def _board_files(job: Job, artifact: Artifact, vectors: bundle.Vectors, folder: str) -> dict[str, Path]:
+    """What a board without Python must find ready-made, written into ``folder``."""
+    if job.device.backend.RUNNER.endswith(".py"):
+        return {}
+    from edgekit.backends import trtexec
+
+    return trtexec.write_board_files(artifact, vectors.inputs, Path(folder))
 
 
 def _vectors(job: Job, chosen: Contestant) -> bundle.Vectors:

@@ -21,24 +21,29 @@ class Target:
     ``precisions`` are what the backend may try; what loses on the device is dropped when it is probed. ``runtime`` is a
     requirement in the notation of PEP 508. ``sparsity`` says what gains from zeros among the weights: "unstructured"
     where weights may be stored compressed and expanded at load, so that ``--size`` counts the compressed bytes; "2:4"
-    where kernels skip two of any four, by the profile's ``sparse_speedup``.
+    where kernels skip two of any four, by the profile's ``sparse_speedup``. ``releases`` are those of its system
+    software that the model is made for, where they decide what it may hold (`edgekit.releases`).
     """
 
     name: str
     description: str
-    backend: Literal["openvino", "tflite"]
+    backend: Literal["openvino", "tflite", "tensorrt"]
     device_profile: str
     precisions: tuple[Precision, ...]
     runtime: str = ""
     transport: Literal["local", "ssh"] = "local"
     threads: int = 1
     sparsity: tuple[Literal["unstructured", "2:4"], ...] = ()
+    releases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.threads >= 1, "threads", f"must be at least 1, not {self.threads}")
         _check(Precision.FP32 in self.precisions, "precisions", 'must hold "fp32", which every plan can fall back to')
         repeated = [p.value for i, p in enumerate(self.precisions) if p in self.precisions[:i]]
         _check(not repeated, "precisions", f"holds {', '.join(repeated)} twice")
+        released = self.backend == "tensorrt"
+        needed = f"{'are needed by' if released else 'do not go with'} the backend {self.backend}"
+        _check(released == bool(self.releases), "releases", needed)
         expands = self.backend == "openvino"  # whose runner knows how
         _check(
             expands or "unstructured" not in self.sparsity, "sparsity", f"{self.backend} cannot expand weights at load"

@@ -5,8 +5,10 @@ arithmetic that its processor was built for, which ranks options and says no lat
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgekit.cost.interval import ratio_reach
 from edgekit.cost.measured import FLOAT_PRECISIONS, MeasuredCosts
 from edgekit.cost.profile import cost_table
 from edgekit.cost.table import CostTable
@@ -14,13 +16,16 @@ from edgekit.results import DeviceInfo, DroppedOption
 from edgekit.types import Figure, Latency, Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from edgekit.entries import DeviceProfile, Processor, Target
     from edgekit.graph import Graph
 
 # Runtimes unpack these weights when they load a model, and compute in float.
 _WEIGHT_ONLY = (Precision.W8, Precision.W4)
+# But for these, which a runtime has slow kernels for: models in w4 took LiteRT 1.4 to 6 times as long as in fp32
+# on x86, and nobody has measured them on a board.
+_SLOW = {"tflite": frozenset({Precision.W4})}
 # The kind of processor that a runtime uses, where it is not the CPU.
 _RUNS_ON = {"tensorrt": "gpu"}
 # A float precision must be worth its loss.
@@ -64,7 +69,9 @@ def forecast_floats(
             continue
         ratio = table.anchors_ms[precision] / whole.anchors_ms[Precision.FP32]
         if ratio > _WORTHWHILE:
-            reason = f"would take {ratio:.2f}x the time of fp32 on {profile.name} (predicted)"
+            reach = ratio_reach(1 + max(table.interval, whole.interval), same=0.0)
+            told = "" if table.unknown else f", {ratio / reach:.2f}x to {ratio * reach:.2f}x"
+            reason = f"would take {ratio:.2f}x the time of fp32 on {profile.name} (predicted{told})"
             dropped.append(DroppedOption(precision.value, "model", reason))
         else:
             totals[precision] = ratio
@@ -73,20 +80,30 @@ def forecast_floats(
 
 
 def forecast_costs(
-    graph: Graph, target: Target, profile: DeviceProfile, threads: int, base: Precision, weight_only: bool
+    graph: Graph,
+    target: Target,
+    profile: DeviceProfile,
+    threads: int,
+    base: Precision,
+    weight_only: bool,
+    single: Collection[str] = (),
 ) -> MeasuredCosts:
-    """The cost table of a network with ``base`` as its float precision, and the options that the board lacks."""
-    known = cost_table(graph, profile, target.backend, threads, floats=(base,))
-    table = known or _by_arithmetic(graph, target, profile, threads, base)
+    """The cost table of a network with ``base`` as its float precision, and the options that the board lacks. The
+    layers named in ``single`` are fp32 all the same.
+    """
+    table = _floats_of(graph, target, profile, threads, base)
+    if base is not Precision.FP32 and single:
+        table = _with_single(table, _floats_of(graph, target, profile, threads, Precision.FP32), single)
     latency = {name: dict(row) for name, row in table.latency_ms.items()}
     dropped: list[DroppedOption] = []
     for precision in target.precisions:
         if precision in FLOAT_PRECISIONS:
             continue
-        if precision in _WEIGHT_ONLY:
-            if weight_only:
-                for row in latency.values():
-                    row[precision] = row[base]
+        if precision in _WEIGHT_ONLY and not weight_only:
+            continue
+        if precision in _WEIGHT_ONLY and precision not in _SLOW.get(target.backend, ()):
+            for name, row in latency.items():
+                row[precision] = row[table.floats[name]]
         elif not any(precision in row for row in latency.values()):
             reason = f"nothing says what it takes on {profile.name}"
             dropped.append(DroppedOption(precision.value, "model", reason))
@@ -113,6 +130,25 @@ def forecast_costs(
     )
 
 
+def _floats_of(graph: Graph, target: Target, profile: DeviceProfile, threads: int, base: Precision) -> CostTable:
+    wanted = dict.fromkeys((base, Precision.FP32))
+    tables = [cost_table(graph, profile, target.backend, threads, floats=(one,)) for one in wanted]
+    # Without one for fp32 as well, a latency would be compared with arithmetic.
+    return tables[0] if tables[0] and all(tables) else _by_arithmetic(graph, target, profile, threads, base)
+
+
+def _with_single(table: CostTable, whole: CostTable, single: Collection[str]) -> CostTable:
+    """The table with fp32 as the only option of some layers: an int8 layer may write halves too."""
+    latency = {name: dict(row) for name, row in table.latency_ms.items()}
+    anchors, floats = dict(table.anchors_ms), dict(table.floats)
+    for name in latency.keys() & set(single):
+        slower_ms = whole.latency_ms[name][Precision.FP32]
+        for precision in anchors:
+            anchors[precision] += slower_ms - latency[name].get(precision, slower_ms)
+        latency[name], floats[name] = {Precision.FP32: slower_ms}, Precision.FP32
+    return replace(table, latency_ms=latency, anchors_ms=anchors, floats=floats)
+
+
 def forecast_latency(figure: Figure) -> Latency:
     """A predicted latency where others are measured: its interval in place of the median's, and no percentiles."""
     value = math.nan if figure.value is None else figure.value
@@ -121,15 +157,11 @@ def forecast_latency(figure: Figure) -> Latency:
 
 def _able(graph: Graph, target: Target) -> dict[Precision, frozenset[str]]:
     """The layers whose kinds the backend has in each quantized precision."""
-    from edgekit.backends import backend
+    from edgekit.backends import able, backend
 
-    kinds = backend(target.backend).quantized_op_types
+    adapter = backend(target.backend)
     return {
-        precision: frozenset(
-            layer.name
-            for layer in graph.layers
-            if layer.op_type in kinds.get(precision, ()) and (layer.weights or precision not in _WEIGHT_ONLY)
-        )
+        precision: frozenset(able(graph, adapter, precision))
         for precision in target.precisions
         if precision not in FLOAT_PRECISIONS
     }

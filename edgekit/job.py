@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from edgekit import catalog, toolchains
-from edgekit.backends import backend
+from edgekit import catalog, releases, toolchains
+from edgekit.backends import Backend, backend
 from edgekit.devices import local
 from edgekit.devices.lab import find_boards, open_lab
 from edgekit.devices.race import Device
@@ -73,21 +73,47 @@ def open_device(
     host: str | None = None,
     lab: str | Path | None = None,
     progress: Progress | None = None,
+    profile: DeviceProfile | None = None,
 ) -> Device:
     """The device of a target: the first board of ``host``, or of the lab where it has boards of this target, else this
-    machine; or one that is not at hand, for a target that is reached over ssh. Nothing is connected yet.
+    machine; or one that is not at hand, for a target that is reached over ssh. Nothing is connected yet. ``profile`` is
+    the target's: models of some backends depend on it.
     """
-    adapter = backend(target.backend)
+    adapter = _adapter(target, profile)
     threads = threads or target.threads
     runner = catalog.data_root() / "targets" / "runners" / adapter.RUNNER
     run = local.run_job
-    boards = find_boards(host, target.name if target.transport == "ssh" else "", open_lab(lab))
+    remote = target.transport == "ssh"
+    known = open_lab(lab) if remote or host is not None or lab is not None else {}  # else nothing of it is asked for
+    boards = find_boards(host, target.name if remote else "", known)
     if boards:
         run = SshTransport(boards[0], (target.runtime or target.backend, "numpy"), progress or Silent()).run_job
+        if runner.suffix == ".sh":  # which leaves it to the host to make sense of what the runtime reports
+            from edgekit.backends import trtexec_document
+
+            run = trtexec_document.reading(run)
     elif target.transport != "local":
         return Device(adapter, None, threads)
     place = boards[0].host if boards else ""
     return Device(adapter, lambda job, timeout_s: run(runner, job, timeout_s), threads, place)
+
+
+def _adapter(target: Target, profile: DeviceProfile | None) -> Backend:
+    if not target.releases:
+        return backend(target.backend)
+    from edgekit.backends.tensorrt import TensorRT
+
+    part = None if profile is None else profile.part("gpu")
+    gpu = None if part is None else releases.gpu(part.architecture)
+    named = releases.releases_of(target)
+    compute = "" if gpu is None else gpu.compute
+    strange = [one.name for one in named if compute and compute not in one.compute]
+    if strange:
+        raise InputError(
+            f"target {target.name}: releases: {strange[0]} does not run on {target.device_profile}",
+            f"it runs on GPUs of compute capability {', '.join(releases.releases()[strange[0]].compute)}",
+        )
+    return cast(Backend, TensorRT(named, compute, "2:4" in target.sparsity))
 
 
 def open_data(
@@ -155,7 +181,7 @@ def prepare(
     chosen = catalog.target(target, overlays)
     profile = catalog.device_profile(chosen.device_profile, overlays)
     steps = catalog.recipe(recipe, overlays)
-    device = open_device(chosen, threads, host, lab, progress)
+    device = open_device(chosen, threads, host, lab, progress, profile)
     if data is not None and not Path(data).exists():
         raise InputError(f"data {data}: no such file or folder", "pass an .npz, or a folder that the recipe can read")
     path = Path(model)

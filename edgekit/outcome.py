@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit import conditions as race_conditions
-from edgekit.cost.table import mac_baseline_ms, predict_ms, re_anchored
+from edgekit.cost.table import at_pace, mac_baseline_ms, pace, predict_ms
 from edgekit.devices.race import Raced
 from edgekit.formulate import weight_bytes
 from edgekit.graph import Graph
@@ -21,6 +21,7 @@ from edgekit.offers import saved_ms
 from edgekit.planner import Solution, evaluate
 from edgekit.planning import Planned
 from edgekit.pricing import price_budgets
+from edgekit.re_anchoring import demand_of
 from edgekit.results import (
     Blame,
     DataInfo,
@@ -83,7 +84,7 @@ def plan_result(bench: Workbench, planned: Planned) -> PlanResult:
         plan=planned.plan,
         metric=planned.float_score.metric,
         drop=planned.tried[0].drop,
-        layers=_layer_details(job, planned, planned.plan, graph),
+        layers=_layer_details(bench, planned, planned.plan, graph),
         options_dropped=planned.dropped,
         pareto=_considered(planned),
         warnings=_warnings(job),
@@ -125,7 +126,7 @@ def assemble(
         recipe=_recipe_info(job),
         budget=job.budget,
         plan=shipped,
-        layers=_layer_details(job, planned, shipped, bench.graph_of(chosen.kept)),
+        layers=_layer_details(bench, planned, shipped, bench.graph_of(chosen.kept)),
         options_dropped=planned.dropped,
         candidates=tuple(_candidate(c, raced[c.name]) for c in contestants),
         chosen=chosen.name,
@@ -142,6 +143,7 @@ def assemble(
         fixed=_fixed_details(bench),
         prices=_prices(job, chosen),
         conditions=held,
+        demand=demand_of(job.graph),
     )
 
 
@@ -179,7 +181,7 @@ def _speedup(raced: Raced) -> Figure:
     if raced.kind is Kind.NONE:
         return Figure(Kind.NONE, source=raced.source)
     if raced.kind is Kind.PREDICTED:
-        return Figure(Kind.PREDICTED, 1 / raced.ratio, source=raced.source)
+        return Figure(Kind.PREDICTED, 1 / raced.ratio, 1 / raced.ratio_high, 1 / raced.ratio_low, raced.source)
     source = "interleaved rounds, p10..p90"
     return Figure(Kind.MEASURED, 1 / raced.ratio, 1 / raced.ratio_high, 1 / raced.ratio_low, source)
 
@@ -215,20 +217,21 @@ def _shipped_plan(planned: Planned, chosen: Contestant, taken: Mapping[str, Prec
     predicted = Predicted(
         latency_ms=Figure(Kind.NONE, source="the unmodified model was raced, not planned"),
         weight_bytes=stored,
-        peak_activation_bytes=peak_activation_bytes(graph, taken),
+        peak_activation_bytes=peak_activation_bytes(graph, taken, chosen.artifact.base),
         memory_bytes=chosen.memory_bytes,
         loss=0.0,
     )
     return replace(plan, layers=tuple(replace(c, precision=taken[c.name]) for c in plan.layers), predicted=predicted)
 
 
-def _layer_details(job: Job, planned: Planned, plan: Plan, graph: Graph) -> tuple[LayerDetail, ...]:
+def _layer_details(bench: Workbench, planned: Planned, plan: Plan, graph: Graph) -> tuple[LayerDetail, ...]:
     """The layers of the plan that ships. ``graph`` is the pruned one, and the latencies are those at its channels."""
     taken, kept, masks = plan.precisions(), plan.kept(), plan.masks()
     table = planned.table if kept or masks else planned.planning.table
     losses = planned.planning.losses
     dropped = {option.scope: option.reason for option in planned.dropped if option.option == Precision.INT8.value}
-    kind = Kind.NONE if table.unknown else Kind.MEASURED if job.device.at_hand else Kind.PREDICTED
+    kind = Kind.NONE if table.unknown else Kind.MEASURED if bench.job.device.at_hand else Kind.PREDICTED
+    whole = not kept and not masks
     details = []
     for layer in graph.layers:
         times = table.latency_ms[layer.name]
@@ -246,6 +249,7 @@ def _layer_details(job: Job, planned: Planned, plan: Plan, graph: Graph) -> tupl
                 reason=_reason(times, taken[layer.name], dropped.get(layer.name, "")),
                 latency_kind=kind,
                 mask=mask,
+                cures=bench.curer.applied(layer.name, taken[layer.name]) if whole else (),
             )
         )
     return tuple(details)
@@ -293,17 +297,17 @@ def _considered(planned: Planned) -> tuple[ParetoPoint, ...]:
 
 
 def _prediction(bench: Workbench, contestant: Contestant, raced: Mapping[str, Raced]) -> Prediction:
-    """Predicted and measured, both against the uniform models of the same race."""
+    """Predicted and measured, both at the pace of the uniform models of the same race."""
     assert contestant.planned is not None
     graph = bench.graph_of(contestant.kept)
     table = contestant.planned.planning.table
     float_ms = raced["float"].latency_ms.p50
     names = {table.base: "float" if table.base is Precision.FP32 else table.base.value, Precision.INT8: "int8"}
     anchors = {precision: float_ms * raced[name].ratio for precision, name in names.items() if name in raced}
-    table = re_anchored(table, anchors)
     measured = float_ms * raced[contestant.name].ratio
     whole_macs = sum(layer.macs for layer in bench.job.graph.layers)
-    baseline = mac_baseline_ms(table, graph.layers, contestant.precisions)
+    baseline = mac_baseline_ms(replace(table, anchors_ms=anchors), graph.layers, contestant.precisions)
+    table = at_pace(table, pace((table.anchors_ms[precision], ms) for precision, ms in anchors.items()))
     baseline *= sum(layer.macs for layer in graph.layers) / max(1, whole_macs)
     pruning = contestant.planned.planning.pruning
     masks = contestant.planned.planning.masks

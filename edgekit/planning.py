@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from edgekit import releases
 from edgekit.backends import Artifact
-from edgekit.cost.measured import FLOAT_PRECISIONS, MeasuredCosts
+from edgekit.cost.measured import MeasuredCosts
 from edgekit.cost.table import CostTable, anchored, layer_times_ms
 from edgekit.errors import InfeasibleError, InputError
 from edgekit.formulate import Losses, Planning, formulate, limits_of
@@ -39,7 +40,7 @@ _FAITHFUL = 1.25
 # Times that a plan is made anew for the bytes by which the last one's file was too large.
 _FITTINGS = 3
 # Besides float: what Q/DQ pairs in the hub model can say, so that its loss can be measured.
-_QUANTIZED = (Precision.INT8, Precision.W8)
+_QUANTIZED = (Precision.INT8, Precision.INT16X8, Precision.W8, Precision.W4)
 
 
 @dataclass(frozen=True)
@@ -101,21 +102,24 @@ def make_plan(bench: Workbench, scorer: Scorer) -> Planned:
     float_score = scorer.score(bench.artifact({}, Precision.FP32), "float")
     base, base_score, dropped = _choose_base(bench, scorer, float_score)
     sized = job.budget.weight_bytes is not None or job.budget.memory_bytes is not None
-    costs = judgeable(bench.costs(base, weight_only=sized))
+    costs = bench.costs(base, weight_only=sized)
     if costs.table.unknown and job.budget.latency_ms is not None:
         raise InputError(f"--latency cannot be promised: {costs.table.unknown}", "or plan without --latency")
     # The float precision is chosen for the whole model: its loss is measured there and shared evenly by the layers.
     share = base_score.noise_power / len(job.graph.layers) if base is not Precision.FP32 else 0.0
     dropped += costs.dropped
+    facts = releases.lacking(job.target, job.profile)
+    dropped += tuple(DroppedOption(option, "model", reason) for option, reason in facts.items())
     losses = _losses(bench, costs, share)
     masks, refused = offer_masks(bench, costs.table, share, compressed=False)
     dropped += refused
+    table = costs.table
     pruning: PruningTables | None = None
     if job.prune and job.budget.max_drop is not None:  # else nothing would say where to stop
-        pruning, refused = offer_pruning(bench, costs, sized)
+        table, pruning, refused = offer_pruning(bench, table, sized)
         dropped += refused
     _tell(bench, dropped)
-    measured = Measured(costs.table, losses, float_score, dropped, base_loss=share, masks=masks)
+    measured = Measured(table, losses, float_score, dropped, base_loss=share, masks=masks)
     return _refined(bench, scorer, measured, pruning)
 
 
@@ -197,8 +201,8 @@ def _rounds(
     most_ms: float,
 ) -> tuple[tuple[Round, ...], list[tuple[Planned, Realised]]]:
     """Plans that prune, each realised, with what the tables learnt from the ones before. A noise budget that no pruned
-    plan comes of, or one that is known, is loosened or tightened without a round. It ends where a plan would take
-    ``most_ms``, which bits alone need.
+    plan comes of, none that is faster than the ``most_ms`` which bits alone need, or one that is known, is loosened or
+    tightened without a round. It ends where a plan would take ``most_ms`` once a louder one dropped the metric too far.
     """
     job = bench.job
     limits = limits_of(job.budget)
@@ -219,7 +223,9 @@ def _rounds(
         if not plan.kept():
             budget = budget.wider()
         elif solution.totals.latency_ms >= most_ms:
-            break
+            if math.isfinite(budget.high):
+                break
+            budget = budget.louder()  # at the noise of bits alone pruning gains nothing: some more may still keep it
         elif plan.digest in realised:
             budget = budget.after(realised[plan.digest][1], as_promised=True)
         elif (tighter := _tighter(bench, plan, measured.table.base, limits)) is not None:
@@ -304,6 +310,11 @@ def _fitting(
         if tighter is None:
             return tried
         limits = tighter
+    if limits.weight_bytes == bench.job.budget.weight_bytes:
+        raise InfeasibleError(
+            "no plan was found that fits the memory budget: a runtime leaves holes between the tensors that it packs",
+            "raise --memory",
+        )
     raise InfeasibleError(
         "no plan was found whose file fits the size budget: files hold more than the layers that a plan counts",
         "raise --size",
@@ -312,13 +323,18 @@ def _fitting(
 
 def _tighter(bench: Workbench, plan: Plan, base: Precision, limits: Limits) -> Limits | None:
     """The limits for the next plan, where this one's file is larger than the size budget: it holds more than the
-    layers, and they compress a little otherwise together than one by one. None where it is not.
+    layers, and they compress a little otherwise together than one by one. Or where packing its tensors leaves holes
+    that overrun the memory budget. None where it is neither.
     """
-    budget = bench.job.budget.weight_bytes
-    if budget is None or limits.weight_bytes is None:
-        return None
-    excess = bench.artifact_of(plan, base).weight_bytes - budget
-    return limits.with_limit("weight_bytes", max(0, limits.weight_bytes - excess)) if excess > 0 else None
+    budget = bench.job.budget
+    tighter = limits
+    if budget.memory_bytes is not None and limits.memory_bytes is not None:
+        excess = plan.predicted.memory_bytes - budget.memory_bytes
+        tighter = tighter.with_limit("memory_bytes", max(0, limits.memory_bytes - max(0, excess)))
+    if budget.weight_bytes is not None and limits.weight_bytes is not None:
+        excess = bench.artifact_of(plan, base).weight_bytes - budget.weight_bytes
+        tighter = tighter.with_limit("weight_bytes", max(0, limits.weight_bytes - max(0, excess)))
+    return tighter if tighter != limits else None
 
 
 def _realise(
@@ -410,17 +426,6 @@ def _choose_base(
         reason = f"drops the metric by {lost:.4f}; the budget is {most:g}"
         dropped += (DroppedOption(precision.value, "model", reason),)
     return Precision.FP32, float_score, dropped
-
-
-def judgeable(costs: MeasuredCosts) -> MeasuredCosts:
-    """Without the options whose loss cannot be measured: a plan would take them for lossless."""
-    known = (*FLOAT_PRECISIONS, *_QUANTIZED)
-    times = costs.table.latency_ms
-    kept = {name: {p: ms for p, ms in row.items() if p in known} for name, row in times.items()}
-    unknown = sorted({p.value for row in times.values() for p in row if p not in known})
-    reason = "nothing measures what it loses: no plan uses it"
-    dropped = tuple(DroppedOption(word, "model", reason) for word in unknown)
-    return MeasuredCosts(replace(costs.table, latency_ms=kept), costs.dropped + dropped)
 
 
 def _losses(bench: Workbench, costs: MeasuredCosts, share: float) -> dict[str, dict[Precision, float]]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgekit.catalog import Target
 from edgekit.cost.measured import FLOAT_PRECISIONS
 from edgekit.cost.profile import predict_from_profile
-from edgekit.cost.shapes import ShapeTable, fit_shapes
+from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable, predict_ms
 from edgekit.errors import InputError
 from edgekit.formulate import weight_bytes
@@ -21,7 +21,7 @@ from edgekit.graph.channels import Channels
 from edgekit.graph.liveness import peak_activation_bytes
 from edgekit.masker import masked_bytes
 from edgekit.masking import MaskTables
-from edgekit.pruning import PruningTables
+from edgekit.pruning import PruningTables, fit_tables
 from edgekit.stages import Workbench
 from edgekit.types import Figure, Mask, Precision
 
@@ -112,7 +112,7 @@ def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCos
         target=job.target.name,
         latency_ms=latency,
         weight_bytes=stored,
-        peak_activation_bytes=peak_activation_bytes(graph, precisions),
+        peak_activation_bytes=peak_activation_bytes(graph, precisions, base),
         layers=tuple(
             LayerCost(
                 layer.name,
@@ -143,7 +143,7 @@ def _narrowed(bench: Workbench, table: CostTable, kept: Mapping[str, int]) -> Co
     }
     tables = PruningTables(channels, sizes, ShapeTable({}), losses, {})
     profiles = bench.shape_profiles(table, {index: tables.counts(index) for index in tables.offered})
-    tables = replace(tables, shapes=fit_shapes(sizes, tables.full, table, profiles))
+    table, tables = fit_tables(tables, table, bench.job.graph.edges, profiles)
     return tables.at(table, bench.job.graph.edges, tables.kept(kept))
 
 

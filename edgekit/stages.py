@@ -8,31 +8,41 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from edgekit import cache, forecast, toolchains
 from edgekit.backends import Artifact
-from edgekit.compress.observers import Histogram, Range, choose_range, from_arrays, to_arrays
+from edgekit.compress.cures import NO_CURES, Cures, shifted
+from edgekit.compress.half import label_types
+from edgekit.compress.observers import Histogram, Range, from_arrays, to_arrays
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.compress.ranges import collect_ranges
-from edgekit.cost.measured import MeasuredCosts, measure_costs, rank_float_precisions
+from edgekit.compress.symmetric import choose_ranges
+from edgekit.cost.measured import FLOAT_PRECISIONS, MeasuredCosts, measure_costs, rank_float_precisions
 from edgekit.cost.pruned import profile_shapes
 from edgekit.cost.shapes import ShapeProfile
 from edgekit.cost.table import CostTable
+from edgekit.curer import Curer
 from edgekit.devices.race import Raced
+from edgekit.errors import InputError
 from edgekit.graph import Graph, to_bytes
+from edgekit.half_safety import HalfSafety, half_safety
 from edgekit.job import Job
 from edgekit.masker import Masker
 from edgekit.pruner import Pruner
 from edgekit.recipes.samples import spread
+from edgekit.remedies import Remedies
 from edgekit.results import DeviceInfo, DroppedOption
 from edgekit.sensitivity import SENSITIVITY_SAMPLES, layer_losses
 from edgekit.types import Mask, Plan, Precision
 
 # Raised when the meaning of a cached entry changes.
 _VERSION = 5
+_SHAPES = 2
+# They read activations in codes, so that ranges must be known.
+_RANGED = (Precision.INT8, Precision.INT16X8)
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,11 @@ class Workbench:
         """What puts zeros among the weights."""
         return Masker(self.pruner)
 
+    @cached_property
+    def curer(self) -> Curer:
+        """What makes quantizing layers cost less."""
+        return Curer(Remedies(self.pruner, self.observed_by), self._losses_uncured)
+
     def graph_of(self, kept: Mapping[str, int] | None = None) -> Graph:
         """The graph of a plan that keeps only so many channels of some groups."""
         return self.pruner.pruned(kept) if kept else self.job.graph
@@ -88,7 +103,8 @@ class Workbench:
         results = {"results": True} if job.device.backend.quantizes_results else {}
         points = quantization_points(graph, **results)
         graph_key = hashlib.sha256(to_bytes(graph.model)).hexdigest()
-        key = cache.key(version=_VERSION, graph=graph_key, data=job.data.calibration.digest, **results)
+        keyed = {"points": list(points)} if results else {}
+        key = cache.key(version=_VERSION, graph=graph_key, data=job.data.calibration.digest, **keyed)
         stored = cache.read_arrays("ranges", key)
         if stored is None:
             samples = job.data.calibration
@@ -107,7 +123,7 @@ class Workbench:
         """The ranges that an observer chooses, those of the whole graph or of a pruned one."""
         percentile = self.job.data.recipe.percentile
         seen = self._seen if graph is None else self.histograms(graph)
-        return {name: choose_range(histogram, observer, percentile) for name, histogram in seen.items()}
+        return choose_ranges(seen, observer, percentile, self.job.device.backend.symmetric)
 
     @cached_property
     def _seen(self) -> dict[str, Histogram]:
@@ -118,14 +134,49 @@ class Workbench:
         precisions: Mapping[str, Precision],
         kept: Mapping[str, int] | None = None,
         masks: Mapping[str, Mask] | None = None,
+        cured: bool = True,
     ) -> bytes:
-        """The compressed ONNX of a plan: channels go first, then weights of what is left, then bits."""
-        quantized = any(precision in (Precision.INT8, Precision.W8) for precision in precisions.values())
-        graph = self.masker.masked(self.graph_of(kept), masks or {})
+        """The compressed ONNX of a plan: channels go first, then weights of what is left, then bits, with the cures of
+        whole graphs where they are wanted.
+        """
+        ranged = any(precision in _RANGED for precision in precisions.values())
+        quantized = any(precision not in FLOAT_PRECISIONS for precision in precisions.values())
+        if cured and quantized and not kept and not masks:
+            cures, remedies = self.curer.cures, self.curer.remedies
+            graph = shifted(remedies.graph_of(cures), cures.biases(precisions))
+            return self._written(graph, precisions, remedies.ranges(cures) if ranged else {}, cures)
+        graph, cures = self.masker.masked(self.graph_of(kept), masks or {}), NO_CURES
+        if cured and ranged and kept and self.curer.cures:
+            cures = self.curer.remedies.for_pruned(self.curer.cures, graph, kept, masks or {})
         ranges: Mapping[str, Range] = {}
-        if quantized:
-            ranges = self.observed_by(self.job.data.recipe.observer, graph) if kept or masks else self.ranges
-        return to_bytes(apply_precisions(graph, precisions, ranges, self.job.device.backend.quantizes_results))
+        if ranged and (kept or masks):
+            usual = self.job.data.recipe.observer
+            used = {usual, *cures.observers.values()}
+            ranges = cures.ranges({observer: self.observed_by(observer, graph) for observer in used}, usual)
+        elif ranged:
+            ranges = self.ranges
+        return self._written(shifted(graph, cures.biases(precisions)), precisions, ranges, cures)
+
+    def _written(
+        self,
+        graph: Graph,
+        precisions: Mapping[str, Precision],
+        ranges: Mapping[str, Range],
+        cures: Cures = NO_CURES,
+    ) -> bytes:
+        """The hub model; for backends that ask for it, each node says the float type that it needs."""
+        adapter = self.job.device.backend
+        model = apply_precisions(graph, precisions, ranges, adapter.quantizes_results, cures.codes(precisions))
+        if adapter.types_floats:
+            safety = self.half_safety
+            names = [layer.name for layer in graph.layers]
+            label_types(model, names, precisions, safety.unsafe, safety.shrink)
+        return to_bytes(model)
+
+    @cached_property
+    def half_safety(self) -> HalfSafety:
+        """Which nodes must not compute in half precision, by the calibration samples."""
+        return half_safety(self.job)
 
     def artifact(
         self,
@@ -134,9 +185,10 @@ class Workbench:
         kept: Mapping[str, int] | None = None,
         masks: Mapping[str, Mask] | None = None,
         compressed: bool = False,
+        cured: bool = True,
     ) -> Artifact:
         """The artifact of a plan's decisions, converted unless it was before."""
-        return self._converted(self.model_bytes(precisions, kept, masks), base, compressed)
+        return self._converted(self.model_bytes(precisions, kept, masks, cured), base, compressed)
 
     def artifact_of(self, plan: Plan, base: Precision) -> Artifact:
         """The artifact of a plan."""
@@ -146,15 +198,22 @@ class Workbench:
         self, precisions: Mapping[str, Precision], base: Precision, kept: Mapping[str, int]
     ) -> Artifact:
         """A plan's artifact with neither weights re-solved nor ranges observed for it: it takes as long as the plan."""
-        ranges = self.ranges if Precision.INT8 in precisions.values() else {}
-        results = self.job.device.backend.quantizes_results
-        return self._converted(to_bytes(apply_precisions(self.pruner.cut(kept), precisions, ranges, results)), base)
+        ranges = self.ranges if any(precision in _RANGED for precision in precisions.values()) else {}
+        return self._converted(self._written(self.pruner.cut(kept), precisions, ranges), base)
+
+    @cached_property
+    def _toolchain(self) -> dict[str, str]:
+        """What converts, where that is not the runtime itself."""
+        name = self.job.device.backend.TOOLCHAIN
+        return {"toolchain": toolchains.toolchain(name).version} if name else {}
 
     def _converted(self, content: bytes, base: Precision, compressed: bool = False) -> Artifact:
         adapter = self.job.device.backend
         stored: dict[str, Any] = {"compressed": True} if compressed else {}
         if adapter.TOOLCHAIN:
-            stored |= {"toolchain": toolchains.toolchain(adapter.TOOLCHAIN).version, "base": base.value}
+            stored |= {**self._toolchain, "base": base.value}
+        if adapter.types_floats:
+            stored |= {"adapter": repr(adapter), "base": base.value}
         key = cache.key(version=_VERSION, runtime=self.device_info.runtime, model=content, **stored)
 
         def convert(path: Path) -> None:
@@ -169,7 +228,8 @@ class Workbench:
         """Float precisions worth considering, fastest first, relative to fp32; and those that lost."""
         job = self.job
         if not job.device.at_hand:
-            return forecast.forecast_floats(job.graph, job.target, job.profile, job.device.threads)
+            ratios, dropped = forecast.forecast_floats(job.graph, job.target, job.profile, job.device.threads)
+            return self._convertible(ratios, dropped)
         offered = tuple(job.target.precisions)
         key = cache.key(device=self.device_key, graph=self.graph_key, offered=[p.value for p in offered])
         stored = cache.read_json("float-precisions", key)
@@ -181,6 +241,20 @@ class Workbench:
         ratios = {Precision(name): float(ratio) for name, ratio in stored["ratios"].items()}
         return ratios, tuple(DroppedOption(**row) for row in stored["dropped"])
 
+    def _convertible(
+        self, ratios: Mapping[Precision, float], dropped: tuple[DroppedOption, ...]
+    ) -> tuple[dict[Precision, float], tuple[DroppedOption, ...]]:
+        """Without the float precisions that the board's software cannot give this model."""
+        kept = dict(ratios)
+        if self.job.device.backend.types_floats and self.half_safety.unsafe:
+            for precision in [p for p in ratios if p is not Precision.FP32]:
+                try:
+                    self.artifact({}, precision)
+                except InputError as error:
+                    del kept[precision]
+                    dropped += (DroppedOption(precision.value, "model", str(error)),)
+        return kept, dropped
+
     def costs(self, base: Precision, weight_only: bool) -> MeasuredCosts:
         """The in-network cost table with ``base`` as the float precision: measured, or forecast where the device is not
         at hand.
@@ -188,7 +262,8 @@ class Workbench:
         job = self.job
         if not job.device.at_hand:
             threads = job.device.threads
-            return forecast.forecast_costs(job.graph, job.target, job.profile, threads, base, weight_only)
+            single = self.half_safety.unsafe if job.device.backend.types_floats and base is Precision.FP16 else {}
+            return forecast.forecast_costs(job.graph, job.target, job.profile, threads, base, weight_only, single)
         offered = tuple(job.target.precisions)
         key = cache.key(
             device=self.device_key,
@@ -198,6 +273,7 @@ class Workbench:
             weight_only=weight_only,
             offered=[p.value for p in offered],
             interval=self.job.profile.prediction_error,
+            **self._toolchain,
         )
         stored = cache.read_json("costs", key)
         if stored is None:
@@ -206,7 +282,7 @@ class Workbench:
                 measured = measure_costs(
                     self.job.graph,
                     self.job.device,
-                    self.artifact,
+                    partial(self.artifact, cured=False),  # cures change no time
                     base,
                     offered=offered,
                     weight_only=weight_only,
@@ -217,14 +293,15 @@ class Workbench:
         return _costs_from_json(stored)
 
     def shape_profiles(self, table: CostTable, offered: Mapping[int, Sequence[int]]) -> tuple[ShapeProfile, ...]:
-        """Profiles of models in which the groups keep some of the counts that they are ``offered``; none where the
-        device is not at hand.
+        """Profiles of models in which the groups keep some of the counts that they are ``offered``, and of whole ones;
+        none where the device is not at hand.
         """
         if not self.job.device.at_hand:
             return ()
         groups = self.pruner.channels.groups
         full = [group.channels for group in groups]
         key = cache.key(
+            version=_SHAPES,
             device=self.device_key,
             graph=self.graph_key,
             data=self.job.data.calibration.digest,
@@ -252,13 +329,20 @@ class Workbench:
         )
 
     def losses(self, precision: Precision, names: Sequence[str]) -> dict[str, float]:
+        """The loss of each named layer alone in ``precision``, with the cures that help."""
+        alone, left = self._losses_uncured(precision, names), self.curer.cured.left.get(precision, {})
+        return {name: loss * left.get(name, 1.0) for name, loss in alone.items()}
+
+    def _losses_uncured(self, precision: Precision, names: Sequence[str]) -> dict[str, float]:
         """The loss of each named layer alone in ``precision``; each is kept as soon as it is known."""
         job = self.job
         samples = spread(job.data.calibration, SENSITIVITY_SAMPLES)
         results = {"results": True} if job.device.backend.quantizes_results else {}
+        around = {"symmetric": True} if job.device.backend.symmetric else {}
         keys = {
             name: cache.key(
                 **results,
+                **around,
                 version=_VERSION,
                 graph=self.graph_key,
                 data=job.data.calibration.digest,
@@ -273,7 +357,7 @@ class Workbench:
         known = {name: stored for name in names if (stored := cache.read_json("losses", keys[name])) is not None}
         missing = [name for name in names if name not in known]
         if missing:
-            ranges = self.ranges if precision is Precision.INT8 else {}
+            ranges = self.ranges if precision in _RANGED else {}
             with job.progress.stage(f"sensitivity of {precision.value}", len(missing)) as advance:
 
                 def keep(name: str, loss: float) -> None:

@@ -28,13 +28,16 @@ if TYPE_CHECKING:
 RUNNER = "openvino_runner.py"
 TOOLCHAIN = ""
 quantizes_results = False
+symmetric = False
+types_floats = False
 _WEIGHTS, _PACKED = "model.bin", "model.bin.gz"
 
-# Weight-only int8 is unpacked to float32 when a convolution is loaded.
+# Weight-only int8 is unpacked to float32 when a convolution is loaded. Of fp16 there are two copies: converted, and
+# laid out as the kernel wants it.
 runtime_weight_bits = {
     Precision.FP32: 32,
     Precision.BF16: 16,
-    Precision.FP16: 16,
+    Precision.FP16: 32,
     Precision.INT8: 8,
     Precision.W8: 32,
 }

@@ -50,10 +50,34 @@ class Gram:
         """
         return self.damped(self.damping)
 
+    def of(self, stay: np.ndarray) -> Gram | None:
+        """The moments of the columns that stay, bool [blocks, columns]; blocks without any go. None where blocks would
+        differ in width.
+        """
+        left = stay.sum(axis=1)
+        if not left.any() or len(set(left[left > 0].tolist())) > 1:
+            return None
+        places = np.column_stack([stay, np.ones(len(stay), bool)])
+        blocks = [block[np.ix_(at, at)] for block, at, n in zip(self.second, places, left, strict=True) if n]
+        return Gram(np.stack(blocks), self.rows, self.damping)
+
+    @cached_property
+    def covariance(self) -> np.ndarray:
+        """The damped covariance [blocks, columns, columns], whose inverse is the first part of `inverse`."""
+        means = self.second[:, :-1, -1]
+        found = self.second[:, :-1, :-1] - means[:, :, None] * means[:, None, :]
+        diagonal = np.arange(found.shape[1])
+        variance = np.maximum(found[:, diagonal, diagonal], 0)
+        found[:, diagonal, diagonal] = (1 + self.damping) * variance + self._floor
+        return np.asarray(found)
+
     def damped(self, damping: float) -> np.ndarray:
         """The inverse with another ridge."""
-        power = float(np.diagonal(self.second, axis1=1, axis2=2)[:, :-1].mean())
-        return np.stack([_inverse(block, damping, _FLOOR * power or 1.0) for block in self.second])
+        return np.stack([_inverse(block, damping, self._floor) for block in self.second])
+
+    @property
+    def _floor(self) -> float:
+        return _FLOOR * float(np.diagonal(self.second, axis1=1, axis2=2)[:, :-1].mean()) or 1.0
 
 
 class Moments:
@@ -167,19 +191,21 @@ def collect_grams(
     dataset: Samples,
     on_progress: Callable[[int, int], None] | None = None,
     threads: int = 1,
+    depthwise: bool = False,
 ) -> dict[str, Gram]:
     """Layer name -> Gram matrix of the rows that it multiplies, over all samples.
 
-    There is no entry for layers that mix no channels (depthwise convolutions), that multiply two activations, or whose
-    product is wider than `MAX_COLUMNS`. Layers that read the same rows share one object. Of samples with many rows some
-    are drawn, the same ones each time. ``on_progress`` is called with the runs done and the runs in all.
+    There is no entry for layers that mix no channels (depthwise convolutions; but with ``depthwise``), that multiply
+    two activations, or whose product is wider than `MAX_COLUMNS`. Layers that read the same rows share one object. Of
+    samples with many rows some are drawn, the same ones each time. ``on_progress`` is called with the runs done and the
+    runs in all.
 
     Raises:
         InputError: there are no samples, or one does not fit the model's inputs.
     """
     if len(dataset) == 0:
         raise InputError("there are no samples to collect moments on", "pass calibration data with --data")
-    views = _views(graph, layers)
+    views = _views(graph, layers, depthwise)
     moments = {view: Moments(view.blocks, view.columns) for view in views.values()}
     by_source: dict[str, list[View]] = {}
     for view in moments:
@@ -200,7 +226,8 @@ def collect_grams(
 
 def drawn_rows(view: View, index: int, samples: int) -> np.ndarray | None:
     """Which rows of sample ``index`` of ``samples`` count; None: all. Drawn by nothing but the shapes and the index."""
-    wanted = math.ceil(max(_ROWS, _ROWS_PER_COLUMN * (view.columns + 1)) / samples)
+    least = _ROWS if mixes_channels(view) else _ROWS // 4  # a few taps alone need no more
+    wanted = math.ceil(max(least, _ROWS_PER_COLUMN * (view.columns + 1)) / samples)
     if wanted >= view.rows:
         return None
     rng = np.random.default_rng([view.rows, wanted, index])
@@ -219,10 +246,11 @@ def mixes_channels(view: View) -> bool:
     return view.taps < view.columns <= MAX_COLUMNS
 
 
-def _views(graph: Graph, layers: Sequence[str]) -> dict[str, View]:
+def _views(graph: Graph, layers: Sequence[str], depthwise: bool) -> dict[str, View]:
     wanted = frozenset(layers)
     found = {node.name or "": product_of(node) for node in graph.model.graph if node.name in wanted}
-    return {name: p.view for name, p in found.items() if p is not None and mixes_channels(p.view)}
+    views = {name: p.view for name, p in found.items() if p is not None}
+    return {name: view for name, view in views.items() if mixes_channels(view) or (depthwise and view.blocks > 1)}
 
 
 def _inverse(second: np.ndarray, damping: float, floor: float) -> np.ndarray:

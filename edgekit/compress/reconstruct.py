@@ -45,7 +45,7 @@ def reconstruct_alone(
     alone. Layers without a Gram matrix, or whose weights another layer shares, are only pruned.
     """
     pruned = prune(graph, channels, kept)
-    removed = _removed(channels, kept)
+    removed = removed_units(channels, kept)
     if not removed.any():
         return pruned
     model = pruned.model
@@ -83,7 +83,7 @@ def reconstruct(
         InputError: there are no samples, or one does not fit the model's inputs.
     """
     pruned = prune(graph, channels, kept)
-    removed = _removed(channels, kept)
+    removed = removed_units(channels, kept)
     if not removed.any():
         return pruned
     model = pruned.model
@@ -112,7 +112,7 @@ def _pair(whole: ir.Node, node: ir.Node) -> tuple[Product, Product] | None:
     return before, after
 
 
-def _removed(channels: Channels, kept: Mapping[str, np.ndarray]) -> np.ndarray:
+def removed_units(channels: Channels, kept: Mapping[str, np.ndarray]) -> np.ndarray:
     """Per unit of the whole graph, whether it goes; the last entry, False, stands for the -1 of fixed positions."""
     gone = np.zeros(sum(group.channels for group in channels.groups) + 1, bool)
     for group, first in zip(channels.groups, channels.firsts, strict=True):

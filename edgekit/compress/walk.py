@@ -51,7 +51,9 @@ def drifted_values(graph: Graph, model: ir.Model) -> frozenset[str]:
 
 
 class Walk:
-    """One walk; ``sources`` maps each layer to be corrected to the tensor that it reads."""
+    """One walk; ``sources`` maps each layer to be corrected to the tensor that it reads. A model may walk alone, as
+    ``graph`` and ``model`` in one: it stops at all sources then.
+    """
 
     def __init__(
         self, graph: Graph, model: ir.Model, sources: Mapping[str, str], dataset: Samples, threads: int = 1
@@ -60,12 +62,14 @@ class Walk:
             raise InputError("there are no samples to reconstruct on", "pass calibration data with --data")
         self._models = (graph.model, model)
         self._threads = threads
-        self._drifted = drifted_values(graph, model)
-        self._plan = _plan(graph.model, {n: s for n, s in sources.items() if s in self._drifted}, self._drifted)
+        alone = model is graph.model
+        self._drifted = frozenset() if alone else drifted_values(graph, model)
+        wanted = {n: s for n, s in sources.items() if alone or s in self._drifted}
+        self._plan = _plan(graph.model, wanted, self._drifted)
         count = max(1, min(len(dataset), _LIVE_BYTES // max(1, self._bytes_of_a_sample())))
-        indices = np.linspace(0, len(dataset) - 1, count).round().astype(int)
+        self.indices = tuple(int(index) for index in np.linspace(0, len(dataset) - 1, count).round())
         self._live: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (feed_of(graph, dataset, int(index)), {}) for index in indices
+            (feed_of(graph, dataset, index), {}) for index in self.indices
         ]
 
     def __len__(self) -> int:

@@ -1,0 +1,89 @@
+"""What TensorRT for RTX makes of a typed model: compiled ahead of time for a desktop GPU of Jetson Orin's generation,
+in the toolchain ``tensorrt-rtx``, without any GPU.
+
+It shows that TensorRT's parser reads the file and that kernels of the planned types exist for it. It is a proxy, and
+says nothing about a Jetson, nor any latency.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekit import toolchains
+from edgekit.backends.tensorrt import read_build, typed_model
+from edgekit.types import Conformance, Mismatch, Precision
+
+if TYPE_CHECKING:
+    from edgekit.backends import Artifact
+
+TOOLCHAIN = "tensorrt-rtx"
+_COMPILE_S = 900.0
+# Generated kernels: element-wise operators, and what was fused with them.
+_GENERATED = "kgen"
+
+
+@dataclass(frozen=True)
+class ProxyReport:
+    """Whether the proxy takes the model, or the exact ``reason`` why not; the types of its ``layers``, by name."""
+
+    accepted: bool
+    reason: str
+    layers: Mapping[str, str]
+    conformance: Conformance
+    weight_bytes: int = 0
+    activation_bytes: int = 0
+    build_s: float = 0.0
+
+
+def compile_proxy(compiled: Artifact) -> ProxyReport:
+    """Compile an artifact of `edgekit.backends.tensorrt` for compute capability 8.6 and read its layer table.
+
+    Raises `InputError` where the compiler crashes, `MissingToolError` where the toolchain cannot be had.
+    """
+    import onnx_ir as ir
+
+    build = read_build(compiled)
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        path = Path(folder) / "model.onnx"
+        path.write_bytes(ir.serde.serialize_model(typed_model(compiled)).SerializeToString())
+        document = toolchains.run(TOOLCHAIN, {"action": "compile", "onnx": str(path)}, _COMPILE_S)
+    if not document["accepted"]:
+        return ProxyReport(False, document["reason"], {}, Conformance(0, 0, unknown=document["reason"]))
+    layers = compiled_types(document["layers"], build)
+    planned = [row for row in build["layers"] if row["name"] in layers]
+    wrong = tuple(
+        Mismatch(row["name"], Precision(row["precision"]), layers[row["name"]])
+        for row in planned
+        if layers[row["name"]] != row["precision"]
+    )
+    return ProxyReport(
+        True,
+        "",
+        layers,
+        Conformance(len(planned), len(planned) - len(wrong), wrong),
+        document["weight_bytes"] or 0,
+        document["activation_bytes"] or 0,
+        document["build_s"],
+    )
+
+
+def compiled_types(rows: Sequence[Mapping[str, Any]], build: Mapping[str, Any]) -> dict[str, str]:
+    """Layer -> the type that its kernel reads, of the layers that the table names. A layer that was fused into a
+    generated kernel has the narrowest type that this reads.
+    """
+    written = {name: plain for plain, name in build["names"].items()}
+    order = {"int8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
+    found: dict[str, str] = {}
+    for layer in build["layers"]:
+        node = written.get(layer["name"], layer["name"])
+        named = [row for row in rows if node in row["nodes"] and row["inputs"]]
+        kernels = [row for row in named if row["kind"] != _GENERATED]
+        types = [row["inputs"][0] for row in kernels] or [kind for row in named for kind in row["inputs"]]
+        types = [kind for kind in types if kind in order]
+        if types:
+            found[layer["name"]] = min(types, key=lambda kind: order[kind])
+    return found

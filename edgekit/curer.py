@@ -1,0 +1,268 @@
+"""A job's cures: which of them help, measured at the model's outputs on samples that nothing was solved on, and kept in
+the cache under the digest of what they depend on.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import numpy as np
+
+from edgekit import cache
+from edgekit.backends import able
+from edgekit.compress.cures import NO_CURES, Cures
+from edgekit.compress.equalise import sites_of
+from edgekit.compress.rounding import Rounded
+from edgekit.graph import to_bytes
+from edgekit.recipes.samples import spread
+from edgekit.remedies import Remedies
+from edgekit.sensitivity import losses_of
+from edgekit.types import Precision
+
+TRIALS = 24
+"""Times that a model is tried at most."""
+
+# Samples that trials are judged on: two models see the same ones, so that few are enough.
+_SAMPLES = 8
+# A cure that takes away less of the noise than this share (0.2 dB) is luck.
+_WORTHWHILE = 0.95
+# One that does not help all layers, but does less harm than this, is tried for half of them.
+_NEARLY = 1.1
+# Layers are tried together up to this noise power (20 dB below the signal); the loudest ones, which would drown what
+# happens to all others, only in the model where everything is quantized.
+_QUIET = 0.01
+# Loud layers whose losses are measured anew after their cures.
+_MOST_LOUD = 8
+_OBSERVERS = ("percentile", "mse", "min-max")
+# Besides int8: chosen codes alone can help these.
+_CODES_ALONE = (Precision.INT16X8, Precision.W8, Precision.W4)
+_RANGED = (Precision.INT8, Precision.INT16X8)
+# Raised when the meaning of a cached entry changes.
+_VERSION = 1
+_JOIN = "\n"
+
+
+@dataclass(frozen=True, eq=False)
+class Cured:
+    """The cures that helped, and what is left of the loss of each layer alone, as a share of what it was without."""
+
+    cures: Cures = NO_CURES
+    left: Mapping[Precision, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Curer:
+    """Finds what helps the layers of one job's graph. ``losses`` are those of layers alone and uncured."""
+
+    remedies: Remedies
+    losses: Callable[[Precision, Sequence[str]], Mapping[str, float]]
+
+    @cached_property
+    def cured(self) -> Cured:
+        """What helps; nothing where the samples are random, or too few to judge by others than were solved on."""
+        pruner = self.remedies.pruner
+        job = pruner.job
+        if job.data.synthetic or pruner.judging is job.data.calibration:
+            return Cured()
+        recipe = job.data.recipe
+        key = pruner.key(
+            cures=_VERSION,
+            observer=recipe.observer,
+            percentile=recipe.percentile,
+            backend=job.target.backend,
+            offered=[p.value for p in self.offered],
+        )
+        stored = cache.read_arrays("cures", key)
+        if stored is None:
+            with job.progress.stage("try cures", TRIALS) as advance:
+                stored = _to_arrays(_Search(self, advance).found())
+            cache.write_arrays("cures", key, stored)
+        return _from_arrays(stored)
+
+    @property
+    def cures(self) -> Cures:
+        """The cures that helped."""
+        return self.cured.cures
+
+    @property
+    def offered(self) -> tuple[Precision, ...]:
+        """The quantized precisions that a plan may take here."""
+        job = self.remedies.pruner.job
+        sized = job.budget.weight_bytes is not None or job.budget.memory_bytes is not None
+        asked = (*_RANGED, *((Precision.W8, Precision.W4) if sized else ()))
+        return tuple(precision for precision in asked if precision in job.target.precisions)
+
+    def applied(self, name: str, precision: Precision) -> tuple[str, ...]:
+        """What was done to a layer in this precision: "equalised", "observer mse", "rounded", "bias"."""
+        if precision not in (*_RANGED, *_CODES_ALONE):
+            return ()
+        cures, found = self.cures, []
+        if cures.factors and any(site.name in cures.factors for site in sites_of(self.remedies.sites, [name])):
+            found.append("equalised")
+        if precision in _RANGED:
+            own = (cures.observers[t] for t in self.remedies.tensors([name]) if t in cures.observers)
+            found += sorted({f"observer {observer}" for observer in own})
+        found += ["rounded"] if (name, precision) in cures.rounded else []
+        found += ["bias"] if precision is Precision.INT8 and name in cures.shifts else []
+        return tuple(found)
+
+
+_Step = Callable[[Cures, Sequence[str], tuple[str, ...]], Cures]
+
+
+class _Search:
+    """One search for cures, and how many trials are left to it."""
+
+    def __init__(self, curer: Curer, advance: Callable[[], None]) -> None:
+        self._curer = curer
+        self._remedies = curer.remedies
+        self._job = curer.remedies.pruner.job
+        self._samples = spread(curer.remedies.pruner.judging, _SAMPLES)
+        self._advance = advance
+        self._left = TRIALS
+
+    def found(self) -> Cured:
+        """The cures that help, in all precisions."""
+        job = self._job
+        cures = NO_CURES
+        left: dict[Precision, Mapping[str, float]] = {}
+        for precision in self._curer.offered:
+            names = able(job.graph, job.device.backend, precision)
+            if names and precision is Precision.INT8:
+                cures, left[precision] = self._int8(names)
+            elif names:
+                cures, share = self._codes_alone(cures, precision, names)
+                left[precision] = dict.fromkeys(names, share)
+        return Cured(cures, left)
+
+    def _int8(self, names: tuple[str, ...]) -> tuple[Cures, dict[str, float]]:
+        alone = self._curer.losses(Precision.INT8, names)
+        quiet, loud = _parted(alone)
+        plans = [quiet, names] if loud else [quiet]
+        before = self._noise([(NO_CURES, plan) for plan in plans])
+        cures, now = NO_CURES, list(before)
+        for step in self._steps():
+            cures, now = self._kept(step, cures, now, quiet, loud, names)
+        left = {name: min(1.0, now[0] / before[0]) for name in quiet}
+        left |= {name: min(1.0, now[-1] / before[-1]) for name in loud}
+        loudest = sorted(loud, key=lambda name: -alone[name])[:_MOST_LOUD]
+        if cures and loudest:
+            once, again = (self._noise([(c, (name,)) for name in loudest]) for c in (NO_CURES, cures))
+            left |= {name: after / first for name, first, after in zip(loudest, once, again, strict=True)}
+        return cures, left
+
+    def _steps(self) -> list[_Step]:
+        """The cures in the order in which they build on each other."""
+        remedies, usual = self._remedies, self._job.data.recipe.observer
+        steps: list[_Step] = []
+        if remedies.sites:
+            # All at once: the ranges of every other scaled graph would take one more pass over the samples.
+            steps.append(lambda cures, names, plan: remedies.equalised(cures, plan) if names == plan else cures)
+        for observer in _OBSERVERS:
+            if observer != usual:
+                steps.append(partial(self._observed, observer))
+        steps.append(lambda cures, names, _plan: remedies.rounded(cures, names))
+        return [*steps, remedies.corrected]
+
+    def _observed(self, observer: str, cures: Cures, names: Sequence[str], _plan: tuple[str, ...]) -> Cures:
+        return self._remedies.observed(cures, names, observer)
+
+    def _kept(
+        self,
+        step: _Step,
+        cures: Cures,
+        now: list[float],
+        quiet: tuple[str, ...],
+        loud: tuple[str, ...],
+        whole: tuple[str, ...],
+    ) -> tuple[Cures, list[float]]:
+        """The cures with this one for the layers that it helps, and the noise then: the quiet layers together, or one
+        half of them; and the loud ones where everything is quantized.
+        """
+        before, made = cures, step(cures, quiet, quiet)
+        if made is not cures and self._left >= 1:
+            (loss,) = self._tried([(made, quiet)])
+            if _WORTHWHILE <= loss / now[0] < _NEARLY and len(quiet) > 1 and self._left >= 2:
+                middle = len(quiet) // 2
+                halves = [step(cures, half, quiet) for half in (quiet[:middle], quiet[middle:])]
+                halves = [half for half in halves if half is not cures]
+                for half, found in zip(halves, self._tried([(half, quiet) for half in halves]), strict=True):
+                    loss, made = min((loss, made), (found, half), key=lambda pair: pair[0])
+            if loss < _WORTHWHILE * now[0]:
+                cures, now = made, [loss, *now[1:]]
+        made = step(cures, loud, whole) if loud else cures
+        if loud and cures is not before:
+            now = [now[0], *self._noise([(cures, whole)])]
+        if made is not cures and self._left >= 1:
+            (loss,) = self._tried([(made, whole)])
+            if loss < _WORTHWHILE * now[1]:
+                cures, now = made, [now[0], loss]
+        return cures, now
+
+    def _codes_alone(self, cures: Cures, precision: Precision, names: tuple[str, ...]) -> tuple[Cures, float]:
+        """The cures with chosen codes for one more precision, where they help all layers together."""
+        made = self._remedies.rounded(cures, names, precision)
+        plain, rounded = self._noise([(cures, names), (made, names)], precision)
+        return (made, rounded / plain) if rounded < _WORTHWHILE * plain else (cures, 1.0)
+
+    def _tried(self, tries: Sequence[tuple[Cures, tuple[str, ...]]]) -> tuple[float, ...]:
+        self._left -= len(tries)
+        return self._noise(tries)
+
+    def _noise(
+        self, tries: Sequence[tuple[Cures, tuple[str, ...]]], precision: Precision = Precision.INT8
+    ) -> tuple[float, ...]:
+        """The noise power at the model's outputs where these layers are quantized with these cures."""
+        models = [to_bytes(self._remedies.written(cures, dict.fromkeys(names, precision))) for cures, names in tries]
+        workers, indices = os.cpu_count() or 1, range(len(models))
+        found = losses_of(
+            self._job.graph, models.__getitem__, indices, self._samples, workers, lambda *_: self._advance()
+        )
+        return tuple(found[index] for index in indices)
+
+
+def _parted(alone: Mapping[str, float]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Layers whose losses together stay quiet, and the others, each in execution order; at least half are quiet."""
+    ranked = sorted(alone, key=lambda name: alone[name])
+    sums = np.cumsum([alone[name] for name in ranked])
+    count = max(int((sums <= _QUIET).sum()), math.ceil(len(ranked) / 2))
+    quiet = set(ranked[:count])
+    return tuple(n for n in alone if n in quiet), tuple(n for n in alone if n not in quiet)
+
+
+def _to_arrays(found: Cured) -> dict[str, np.ndarray]:
+    """As arrays that need no pickle; the parts of a name are joined by a character that no name has."""
+    cures = found.cures
+    arrays: dict[tuple[str, ...], object] = {("factor", site): factor for site, factor in cures.factors.items()}
+    arrays |= {("observer", tensor): observer for tensor, observer in cures.observers.items()}
+    arrays |= {("bias", layer): shift for layer, shift in cures.shifts.items()}
+    for (layer, precision), rounded in cures.rounded.items():
+        arrays |= {("rounded", precision.value, layer, n): a for n, a in rounded.to_arrays("").items()}
+    for precision, shares in found.left.items():
+        arrays |= {("left", precision.value, layer): share for layer, share in shares.items()}
+    return {_JOIN.join(parts): np.asarray(value) for parts, value in arrays.items()}
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray]) -> Cured:
+    kinds: dict[str, dict[tuple[str, ...], np.ndarray]] = {}
+    for name, array in arrays.items():
+        kind, *parts = name.split(_JOIN)
+        kinds.setdefault(kind, {})[tuple(parts)] = array
+    stored: dict[tuple[str, Precision], dict[str, np.ndarray]] = {}
+    for (precision, layer, part), array in kinds.get("rounded", {}).items():
+        stored.setdefault((layer, Precision(precision)), {})[part] = array
+    rounded = {option: one for option, parts in stored.items() if (one := Rounded.from_arrays("", parts)) is not None}
+    left: dict[Precision, dict[str, float]] = {}
+    for (precision, layer), share in kinds.get("left", {}).items():
+        left.setdefault(Precision(precision), {})[layer] = float(share)
+    cures = Cures(
+        factors={site: factor for (site,), factor in kinds.get("factor", {}).items()},
+        observers={tensor: str(observer) for (tensor,), observer in kinds.get("observer", {}).items()},
+        rounded=rounded,
+        shifts={layer: shift for (layer,), shift in kinds.get("bias", {}).items()},
+    )
+    return Cured(cures, left)

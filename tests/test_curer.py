@@ -1,0 +1,183 @@
+"""Which cures a job keeps, and that models come out with them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from edgekit import cache
+from edgekit.backends import able
+from edgekit.compress.cures import NO_CURES
+from edgekit.curer import TRIALS, _from_arrays, _parted, _Search, _to_arrays
+from edgekit.graph import to_bytes
+from edgekit.job import Job, prepare
+from edgekit.sensitivity import losses_of
+from edgekit.stages import Workbench
+from edgekit.types import Budget, Precision
+from tests import zoo
+
+INT8 = Precision.INT8
+
+
+def odd_net(seed: int = 3) -> Any:
+    """Depthwise and pointwise convolutions in turn, whose weights round badly and whose input is related and never
+    negative. x [1, 8, 12, 12] -> [1, 6].
+    """
+    net = zoo.Net(seed)
+    y = net.input("x", [1, 8, 12, 12])
+    for channels, wider in ((8, 24), (24, 24)):
+        depthwise = net.rng.uniform(0.002, 0.02, (channels, 1, 3, 3))
+        depthwise[:, 0, 1, 1] = 1.0
+        y = net.op("Conv", y, net.weight(depthwise), net.random(channels), pads=[1] * 4, group=channels)
+        y = net.op("Relu", net.conv(y, channels, wider, 1))
+    y = net.op("Flatten", net.op("GlobalAveragePool", y))
+    return net.model([net.op("Gemm", y, net.random(6, 24), net.random(6), transB=1)])
+
+
+def job_of(folder: Path, count: int = 48, **budget: int) -> Job:
+    rng = np.random.default_rng(8)
+    few = np.maximum(rng.standard_normal((count, 3, 12, 12)), 0)
+    samples = np.einsum("oc,nchw->nohw", rng.uniform(0, 1, (8, 3)), few).astype(np.float32)[:, None]
+    np.savez(folder / "samples.npz", x=samples)
+    onnx.save(odd_net(), folder / "model.onnx")
+    chosen = Budget(**budget)
+    return prepare(folder / "model.onnx", "host", data=folder / "samples.npz", budget=chosen, threads=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tests share: a model, samples, and the cache, so that the search is made once."""
+    return tmp_path_factory.mktemp("cured")
+
+
+@pytest.fixture
+def job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(folder / "cache"))
+    return job_of(folder)
+
+
+def arrays_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
+
+
+def noise(bench: Workbench, contents: list[bytes]) -> list[float]:
+    found = losses_of(bench.job.graph, contents.__getitem__, range(len(contents)), bench.job.data.evaluation)
+    return [found[index] for index in range(len(contents))]
+
+
+def test_what_is_kept_helps_on_samples_that_no_cure_has_seen(job: Job) -> None:
+    bench = Workbench(job)
+    names = able(job.graph, job.device.backend, INT8)
+    plain, cured = noise(bench, [bench.model_bytes(dict.fromkeys(names, INT8), cured=c) for c in (False, True)])
+    assert bench.curer.cures
+    assert 10 * math.log10(plain / cured) > 6
+    assert any("rounded" in bench.curer.applied(name, INT8) for name in names)
+    assert not any(bench.curer.applied(name, Precision.FP32) for name in names)
+
+
+def test_operators_and_types_stay_and_floats_are_not_touched(job: Job) -> None:
+    bench = Workbench(job)
+    plan = dict.fromkeys(able(job.graph, job.device.backend, INT8), INT8)
+    plain, cured = (onnx.load_from_string(bench.model_bytes(plan, cured=c)) for c in (False, True))
+    assert [node.op_type for node in plain.graph.node] == [node.op_type for node in cured.graph.node]
+    assert {i.name: (i.data_type, tuple(i.dims)) for i in plain.graph.initializer} == {
+        i.name: (i.data_type, tuple(i.dims)) for i in cured.graph.initializer
+    }
+    assert bench.model_bytes({}) == to_bytes(job.graph.model)
+
+
+def test_a_plan_gets_the_cures_of_its_own_layers(job: Job) -> None:
+    bench = Workbench(job)
+    first, *_ = able(job.graph, job.device.backend, INT8)
+    model = onnx.load_from_string(bench.model_bytes({first: INT8}))
+    exact = arrays_of(onnx.load_from_string(to_bytes(job.graph.model)))
+    found = arrays_of(model)
+    changed = {name for name in exact.keys() & found.keys() if not np.array_equal(exact[name], found[name])}
+    owner = next(node for node in job.graph.model.graph if node.name == first)
+    allowed = {value.name for value in owner.inputs if value is not None}
+    assert bench.curer.cures.factors or changed <= allowed
+
+
+def test_a_second_run_finds_the_same_in_the_cache(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = dict.fromkeys(able(job.graph, job.device.backend, INT8), INT8)
+    once = Workbench(job).model_bytes(plan)
+
+    def fails(*_: object) -> None:
+        raise AssertionError("searched again")
+
+    monkeypatch.setattr(_Search, "found", fails)
+    assert Workbench(job).model_bytes(plan) == once
+
+
+def test_trials_are_bounded(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "empty"))
+    tries: list[int] = []
+    search = _Search._tried
+
+    def counted(self: _Search, asked: list[Any]) -> tuple[float, ...]:
+        tries.append(len(asked))
+        return search(self, asked)
+
+    monkeypatch.setattr(_Search, "_tried", counted)
+    assert Workbench(job).curer.cured
+    assert 3 <= sum(tries) <= TRIALS
+
+
+def test_losses_are_those_with_the_cures(job: Job) -> None:
+    bench = Workbench(job)
+    names = able(job.graph, job.device.backend, INT8)
+    uncured, cured = bench._losses_uncured(INT8, names), bench.losses(INT8, names)
+    assert all(cured[name] <= uncured[name] * 1.5 for name in names)
+    assert sum(cured.values()) < 0.7 * sum(uncured.values())
+
+
+def test_nothing_is_cured_by_random_or_too_few_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path / "cache"))
+    few = job_of(tmp_path, 10)
+    assert len(few.data.calibration) < 8
+    random = prepare(tmp_path / "model.onnx", "host", use_synthetic=True, threads=1)
+    for job in (few, random):
+        bench = Workbench(job)
+        assert not bench.curer.cures
+        name = job.graph.layers[0].name
+        assert bench.model_bytes({name: INT8}) == bench.model_bytes({name: INT8}, cured=False)
+
+
+def test_eight_bit_weights_are_rounded_where_size_asks_for_them(job: Job) -> None:
+    sized = replace(job, budget=Budget(weight_bytes=100_000))
+    bench = Workbench(sized)
+    assert Precision.W8 not in Workbench(job).curer.offered
+    names = able(job.graph, job.device.backend, Precision.W8)
+    plan = dict.fromkeys(names, Precision.W8)
+    plain, cured = noise(bench, [bench.model_bytes(plan, cured=c) for c in (False, True)])
+    assert cured < plain
+
+
+def test_cures_survive_the_cache(job: Job) -> None:
+    found = Workbench(job).curer.cured
+    cache.write_arrays("cures", "there", _to_arrays(found))
+    stored = cache.read_arrays("cures", "there")
+    assert stored is not None
+    again = _from_arrays(stored)
+    assert again.left == found.left
+    for name in ("factors", "shifts"):
+        mine, theirs = getattr(found.cures, name), getattr(again.cures, name)
+        assert mine.keys() == theirs.keys()
+        assert all(np.array_equal(mine[key], theirs[key]) for key in mine)
+    assert again.cures.observers == found.cures.observers
+    assert again.cures.rounded.keys() == found.cures.rounded.keys()
+    assert not _from_arrays({}).cures
+    assert not NO_CURES
+
+
+def test_quiet_layers_are_those_that_together_do_no_harm() -> None:
+    losses = {"a": 0.2, "b": 1e-4, "c": 0.004, "d": 0.003, "e": 0.004}
+    assert _parted(losses) == (("b", "c", "d"), ("a", "e")) or _parted(losses) == (("b", "d", "e"), ("a", "c"))
+    assert _parted({"a": 1.0, "b": 2.0, "c": 3.0}) == (("a", "b"), ("c",))
+    assert _parted({"a": 1e-3}) == (("a",), ())

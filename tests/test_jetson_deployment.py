@@ -1,0 +1,85 @@
+"""Models for Jetson boards that nobody has at hand: planned, judged here and packed; nothing reads as measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+import pytest
+
+from edgekit import catalog
+from edgekit.forecast import forecast_costs, forecast_floats
+from edgekit.graph import Graph, load
+from edgekit.types import Precision
+from tests import zoo
+from tests.command import Desk
+
+FP32, FP16, INT8 = Precision.FP32, Precision.FP16, Precision.INT8
+DATA = ("--data", "data.npz", "--eval", "eval.npz", "--no-prune", "--json")
+
+
+def test_a_nano_is_planned_without_int8_and_says_why(desk: Desk) -> None:
+    planned = desk.succeed("plan", "model.onnx", "--target", "jetson-nano", *DATA).document
+    assert {layer["precision"] for layer in planned["plan"]["layers"]} == {"fp16"}
+    dropped = {row["option"]: row["reason"] for row in planned["options_dropped"]}
+    assert dropped["int8"] == "TensorRT has no int8 for compute capability 5.3 (its support matrix)"
+    assert planned["plan"]["predicted"]["latency_ms"]["kind"] in ("predicted", "none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "typing"), [("jetson-xavier-nx", "flags"), ("jetson-orin-nano", "strong")])
+def test_a_bundle_without_the_board(desk: Desk, target: str, typing: str) -> None:
+    done = desk.succeed(
+        "deploy", "model.onnx", "--target", target, *DATA, "--max-drop", "20%", "--out", "bundle"
+    ).document
+    assert {candidate["kind"] for candidate in done["candidates"]} <= {"predicted", "none"}
+    assert {"float", "fp16", "int8"} <= {candidate["name"] for candidate in done["candidates"]}
+    assert done["conformance"]["matched"] == 0
+    assert "not at hand" in done["conformance"]["unknown"]
+    bundle = desk.folder / "bundle"
+    build = json.loads((bundle / "build.json").read_text())
+    assert build["typing"] == typing
+    chosen = {layer["name"]: layer["precision"] for layer in done["plan"]["layers"]}
+    assert {layer["name"]: layer["precision"] for layer in build["layers"]} == chosen
+    onnx.checker.check_model(onnx.load(bundle / "model.onnx"), full_check=True)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Graph:
+    """As large as the networks that the boards' costs were fitted on."""
+    net = zoo.Net()
+    value = net.input("x", (1, 3, 224, 224))
+    for cin, cout in ((3, 64), (64, 128), (128, 256), (256, 512)):
+        value = net.op("Relu", net.conv(value, cin, cout, 3, stride=2))
+    onnx.save(net.model([value]), tmp_path / "model.onnx")
+    return load(tmp_path / "model.onnx")
+
+
+def test_layers_that_must_be_single_cost_what_they_cost_in_fp32(graph: Graph) -> None:
+    target, profile = catalog.target("jetson-orin-nano"), catalog.device_profile("jetson-orin-nano")
+    ratios, _ = forecast_floats(graph, target, profile, 1)
+    assert next(iter(ratios)) is FP16
+    names = [layer.name for layer in graph.layers]
+    half = forecast_costs(graph, target, profile, 1, FP16, weight_only=False).table
+    whole = forecast_costs(graph, target, profile, 1, FP32, weight_only=False).table
+    mixed = forecast_costs(graph, target, profile, 1, FP16, weight_only=False, single=names[:1]).table
+    assert mixed.floats == {names[0]: FP32, **dict.fromkeys(names[1:], FP16)}
+    assert set(mixed.latency_ms[names[0]]) == {FP32}
+    assert INT8 in mixed.latency_ms[names[1]]
+    assert mixed.latency_ms[names[0]][FP32] == whole.latency_ms[names[0]][FP32]
+    total = sum(mixed.latency_ms[name][mixed.floats[name]] for name in names)
+    assert mixed.anchors_ms[FP16] == pytest.approx(total)
+    assert half.anchors_ms[FP16] < mixed.anchors_ms[FP16] < whole.anchors_ms[FP32]
+
+
+def test_half_precision_is_tried_where_only_arithmetic_compares(tmp_path: Path) -> None:
+    """A network so small that no published fp32 latency reaches it: no latency, but fp16 halves the arithmetic."""
+    net = zoo.Net()
+    onnx.save(net.model([net.conv(net.input("x", (1, 3, 16, 16)), 3, 8)]), tmp_path / "model.onnx")
+    target, profile = catalog.target("jetson-nano"), catalog.device_profile("jetson-nano")
+    small = load(tmp_path / "model.onnx")
+    ratios, dropped = forecast_floats(small, target, profile, 1)
+    assert ratios[FP16] == pytest.approx(0.5)
+    assert not dropped
+    assert forecast_costs(small, target, profile, 1, FP16, weight_only=False).table.unknown
