@@ -44,14 +44,16 @@ MAX_DROP = 0.01
 
 @dataclass(frozen=True)
 class Row:
-    """One model with one cure: signal to noise against float of the median sample (one odd sample can have
-    most of the power of all), the metric and its drop (95 % intervals).
+    """One model with one cure: signal to noise against float of the median sample (one odd sample can have most of the
+    power of all), and of the mean relative noise, which the planner's losses are; the metric and its drop with their
+    95 % intervals.
     """
 
     model: str
     precision: str
     cure: str
     sqnr_db: float
+    mean_db: float
     metric: MetricResult
     drop: Figure
 
@@ -75,9 +77,12 @@ def bench_model(name: str, zoo: Path, target: str, overlays: list[Path], samples
         noise = [relative_noise_power(ours, theirs) for ours, theirs in zip(outputs, references, strict=True)]
         found = _metric_rows(job, outputs, references)
         sqnr_db = -10 * math.log10(statistics.median(noise))
+        mean_db = -10 * math.log10(statistics.fmean(noise))
         metric = job.data.metric
-        rows.append(Row(name, precision.value, cure, sqnr_db, result(metric, found), drop(metric, exact, found)))
-        log.print(f"{name}, {precision.value}, {cure}: {sqnr_db:.1f} dB", markup=False)
+        rows.append(
+            Row(name, precision.value, cure, sqnr_db, mean_db, result(metric, found), drop(metric, exact, found))
+        )
+        log.print(f"{name}, {precision.value}, {cure}: {sqnr_db:.1f} dB, mean {mean_db:.1f} dB", markup=False)
     return rows
 
 
@@ -111,7 +116,7 @@ def _variants(bench: Workbench) -> Iterator[tuple[Precision, str, tuple[str, ...
 def table(rows: list[Row]) -> Table:
     """The rows for people."""
     made = Table(box=box.MARKDOWN)
-    for column in ("model", "precision", "cure", "SQNR dB", "metric [95 %]", "drop [95 %]"):
+    for column in ("model", "precision", "cure", "SQNR dB", "mean dB", "metric [95 %]", "drop [95 %]"):
         made.add_column(column, justify="left" if column in ("model", "precision", "cure") else "right")
     for row in rows:
         made.add_row(
@@ -119,6 +124,7 @@ def table(rows: list[Row]) -> Table:
             row.precision,
             row.cure,
             f"{row.sqnr_db:.1f}",
+            f"{row.mean_db:.1f}",
             f"{row.metric.name} {row.metric.value:.3f} [{row.metric.low:.3f}, {row.metric.high:.3f}]",
             f"{row.drop.value:+.3f} [{row.drop.low:+.3f}, {row.drop.high:+.3f}]",
         )

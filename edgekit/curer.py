@@ -15,19 +15,16 @@ import numpy as np
 from edgekit import cache
 from edgekit.backends import able
 from edgekit.compress.cures import NO_CURES, Cures
-from edgekit.compress.equalise import sites_of
 from edgekit.compress.rounding import Rounded
 from edgekit.graph import to_bytes
 from edgekit.recipes.samples import spread
 from edgekit.remedies import Remedies
-from edgekit.sensitivity import losses_of
+from edgekit.sensitivity import SENSITIVITY_SAMPLES, sample_losses
 from edgekit.types import Precision
 
 TRIALS = 24
 """Times that a model is tried at most."""
 
-# Samples that trials are judged on: two models see the same ones, so that few are enough.
-_SAMPLES = 8
 # A cure that takes away less of the noise than this share (0.2 dB) is luck.
 _WORTHWHILE = 0.95
 # One that does not help all layers, but does less harm than this, is tried for half of them.
@@ -38,11 +35,9 @@ _QUIET = 0.01
 # Loud layers whose losses are measured anew after their cures.
 _MOST_LOUD = 8
 _OBSERVERS = ("percentile", "mse", "min-max")
-# Besides int8: chosen codes alone can help these.
-_CODES_ALONE = (Precision.INT16X8, Precision.W8, Precision.W4)
 _RANGED = (Precision.INT8, Precision.INT16X8)
 # Raised when the meaning of a cached entry changes.
-_VERSION = 1
+_VERSION = 2
 _JOIN = "\n"
 
 
@@ -98,17 +93,7 @@ class Curer:
 
     def applied(self, name: str, precision: Precision) -> tuple[str, ...]:
         """What was done to a layer in this precision: "equalised", "observer mse", "rounded", "bias"."""
-        if precision not in (*_RANGED, *_CODES_ALONE):
-            return ()
-        cures, found = self.cures, []
-        if cures.factors and any(site.name in cures.factors for site in sites_of(self.remedies.sites, [name])):
-            found.append("equalised")
-        if precision in _RANGED:
-            own = (cures.observers[t] for t in self.remedies.tensors([name]) if t in cures.observers)
-            found += sorted({f"observer {observer}" for observer in own})
-        found += ["rounded"] if (name, precision) in cures.rounded else []
-        found += ["bias"] if precision is Precision.INT8 and name in cures.shifts else []
-        return tuple(found)
+        return self.remedies.applied(self.cures, name, precision)
 
 
 _Step = Callable[[Cures, Sequence[str], tuple[str, ...]], Cures]
@@ -121,7 +106,7 @@ class _Search:
         self._curer = curer
         self._remedies = curer.remedies
         self._job = curer.remedies.pruner.job
-        self._samples = spread(curer.remedies.pruner.judging, _SAMPLES)
+        self._samples = spread(curer.remedies.pruner.judging, SENSITIVITY_SAMPLES)
         self._advance = advance
         self._left = TRIALS
 
@@ -147,12 +132,13 @@ class _Search:
         cures, now = NO_CURES, list(before)
         for step in self._steps():
             cures, now = self._kept(step, cures, now, quiet, loud, names)
-        left = {name: min(1.0, now[0] / before[0]) for name in quiet}
-        left |= {name: min(1.0, now[-1] / before[-1]) for name in loud}
+        left = dict.fromkeys(quiet, min(1.0, _share(now[0], before[0])))
+        left |= dict.fromkeys(loud, 1.0)
         loudest = sorted(loud, key=lambda name: -alone[name])[:_MOST_LOUD]
-        if cures and loudest:
+        loudest = [name for name in loudest if self._curer.remedies.applied(cures, name, Precision.INT8)]
+        if loudest:
             once, again = (self._noise([(c, (name,)) for name in loudest]) for c in (NO_CURES, cures))
-            left |= {name: after / first for name, first, after in zip(loudest, once, again, strict=True)}
+            left |= {name: _share(after, first) for name, first, after in zip(loudest, once, again, strict=True)}
         return cures, left
 
     def _steps(self) -> list[_Step]:
@@ -175,31 +161,32 @@ class _Search:
         self,
         step: _Step,
         cures: Cures,
-        now: list[float],
+        now: list[np.ndarray],
         quiet: tuple[str, ...],
         loud: tuple[str, ...],
         whole: tuple[str, ...],
-    ) -> tuple[Cures, list[float]]:
+    ) -> tuple[Cures, list[np.ndarray]]:
         """The cures with this one for the layers that it helps, and the noise then: the quiet layers together, or one
         half of them; and the loud ones where everything is quantized.
         """
         before, made = cures, step(cures, quiet, quiet)
         if made is not cures and self._left >= 1:
             (loss,) = self._tried([(made, quiet)])
-            if _WORTHWHILE <= loss / now[0] < _NEARLY and len(quiet) > 1 and self._left >= 2:
+            if not _helps(loss, now[0]) and _share(loss, now[0]) < _NEARLY and len(quiet) > 1 and self._left >= 2:
                 middle = len(quiet) // 2
                 halves = [step(cures, half, quiet) for half in (quiet[:middle], quiet[middle:])]
                 halves = [half for half in halves if half is not cures]
                 for half, found in zip(halves, self._tried([(half, quiet) for half in halves]), strict=True):
-                    loss, made = min((loss, made), (found, half), key=lambda pair: pair[0])
-            if loss < _WORTHWHILE * now[0]:
+                    if _share(found, loss) < 1:
+                        loss, made = found, half
+            if _helps(loss, now[0]):
                 cures, now = made, [loss, *now[1:]]
         made = step(cures, loud, whole) if loud else cures
         if loud and cures is not before:
             now = [now[0], *self._noise([(cures, whole)])]
         if made is not cures and self._left >= 1:
             (loss,) = self._tried([(made, whole)])
-            if loss < _WORTHWHILE * now[1]:
+            if _helps(loss, now[1]):
                 cures, now = made, [now[0], loss]
         return cures, now
 
@@ -207,22 +194,31 @@ class _Search:
         """The cures with chosen codes for one more precision, where they help all layers together."""
         made = self._remedies.rounded(cures, names, precision)
         plain, rounded = self._noise([(cures, names), (made, names)], precision)
-        return (made, rounded / plain) if rounded < _WORTHWHILE * plain else (cures, 1.0)
+        return (made, _share(rounded, plain)) if _helps(rounded, plain) else (cures, 1.0)
 
-    def _tried(self, tries: Sequence[tuple[Cures, tuple[str, ...]]]) -> tuple[float, ...]:
+    def _tried(self, tries: Sequence[tuple[Cures, tuple[str, ...]]]) -> tuple[np.ndarray, ...]:
         self._left -= len(tries)
         return self._noise(tries)
 
     def _noise(
         self, tries: Sequence[tuple[Cures, tuple[str, ...]]], precision: Precision = Precision.INT8
-    ) -> tuple[float, ...]:
-        """The noise power at the model's outputs where these layers are quantized with these cures."""
+    ) -> tuple[np.ndarray, ...]:
+        """The noise power [samples] at the model's outputs where these layers are quantized with these cures."""
         models = [to_bytes(self._remedies.written(cures, dict.fromkeys(names, precision))) for cures, names in tries]
-        workers, indices = os.cpu_count() or 1, range(len(models))
-        found = losses_of(
-            self._job.graph, models.__getitem__, indices, self._samples, workers, lambda *_: self._advance()
-        )
-        return tuple(found[index] for index in indices)
+        found = sample_losses(self._job.graph, models, self._samples, os.cpu_count() or 1)
+        for _ in models:
+            self._advance()
+        return tuple(found)
+
+
+def _share(after: np.ndarray, before: np.ndarray) -> float:
+    """What is left of the noise of a typical sample: the geometric mean over samples, which no odd one decides."""
+    return float(np.exp(np.mean(np.log(after / before))))
+
+
+def _helps(after: np.ndarray, before: np.ndarray) -> bool:
+    """Whether a typical sample has less noise, and all together no more than by chance."""
+    return _share(after, before) < _WORTHWHILE and bool(after.mean() < _NEARLY * before.mean())
 
 
 def _parted(alone: Mapping[str, float]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # Raised when the meaning of a cached entry changes.
 _VERSION = 1
+_RANGED = (Precision.INT8, Precision.INT16X8)
+_QUANTIZED = (*_RANGED, Precision.W8, Precision.W4)
 # Samples that means and largest magnitudes are taken over.
 _SAMPLES = 32
 
@@ -71,8 +73,10 @@ class Remedies:
         """The second moments of what each layer reads, depthwise convolutions included."""
         job, grams = self._job, self.pruner.grams
         rest = [layer.name for layer in job.graph.layers if layer.name not in grams]
-        with job.progress.stage("observe moments of depthwise layers"):
-            return grams | collect_grams(job.graph, rest, self.pruner.samples, None, job.device.threads, depthwise=True)
+        with job.progress.stage("observe moments of depthwise layers"), one_blas_thread():
+            return grams | collect_grams(
+                job.graph, rest, spread(self.pruner.samples, _SAMPLES), None, job.device.threads, depthwise=True
+            )
 
     def graph_of(self, cures: Cures) -> Graph:
         """The job's graph with its channels scaled."""
@@ -118,6 +122,20 @@ class Remedies:
     def tensors(self, names: Iterable[str]) -> list[str]:
         """The tensors whose ranges quantizing these layers needs."""
         return sorted({tensor for name in names for tensor in self._tensors[name]})
+
+    def applied(self, cures: Cures, name: str, precision: Precision) -> tuple[str, ...]:
+        """What these cures do to a layer in this precision: "equalised", "observer mse", "rounded", "bias"."""
+        if precision not in _QUANTIZED:
+            return ()
+        found = []
+        if cures.factors and any(site.name in cures.factors for site in sites_of(self.sites, [name])):
+            found.append("equalised")
+        if precision in _RANGED:
+            own = (cures.observers[tensor] for tensor in self.tensors([name]) if tensor in cures.observers)
+            found += sorted({f"observer {observer}" for observer in own})
+        found += ["rounded"] if (name, precision) in cures.rounded else []
+        found += ["bias"] if precision is Precision.INT8 and name in cures.shifts else []
+        return tuple(found)
 
     def equalised(self, cures: Cures, names: Iterable[str]) -> Cures:
         """Scaled channels wherever one of these layers reads them; before codes are chosen."""
@@ -192,7 +210,7 @@ class Remedies:
         bare = replace(cures, rounded={k: replace(r, shift=None) for k, r in cures.rounded.items()}, shifts={})
         quantized = self.written(bare, dict.fromkeys(plan, Precision.INT8))
         samples = spread(self.pruner.samples, _SAMPLES)
-        with self._job.progress.stage("correct biases"):
+        with self._job.progress.stage("correct biases"), one_blas_thread():
             shifts = correct_biases(self.graph_of(cures), quantized, samples, self._job.device.threads)
         found = {name: shifts[name] for name in names if name in shifts}
         return replace(cures, shifts={**cures.shifts, **found}) if found else cures

@@ -104,6 +104,22 @@ def losses_of(
     return losses
 
 
+def sample_losses(graph: Graph, models: Sequence[bytes], dataset: Dataset, workers: int = 1) -> np.ndarray:
+    """Relative noise power [models, samples] of the models' outputs against those of ``graph``. Two models are better
+    compared sample by sample than by their means, which one odd sample can make.
+    """
+    reference = _session(to_bytes(graph.model))
+    samples = [dataset.sample(index) for index in range(len(dataset))]
+    expected = [_outputs(reference, sample) for sample in samples]
+
+    def losses(model: bytes) -> list[float]:
+        session = _session(model)
+        return [relative_noise_power(_outputs(session, x), y) for x, y in zip(samples, expected, strict=True)]
+
+    with ThreadPoolExecutor(workers) as pool:
+        return np.array(list(pool.map(losses, models)))
+
+
 def _session(model: bytes) -> Any:
     import onnxruntime
 

@@ -14,6 +14,7 @@ import pytest
 from edgekit import cache
 from edgekit.backends import able
 from edgekit.compress.cures import NO_CURES
+from edgekit.compress.grams import Moments
 from edgekit.curer import TRIALS, _from_arrays, _parted, _Search, _to_arrays
 from edgekit.graph import to_bytes
 from edgekit.job import Job, prepare
@@ -120,7 +121,7 @@ def test_trials_are_bounded(job: Job, tmp_path: Path, monkeypatch: pytest.Monkey
     tries: list[int] = []
     search = _Search._tried
 
-    def counted(self: _Search, asked: list[Any]) -> tuple[float, ...]:
+    def counted(self: _Search, asked: list[Any]) -> tuple[np.ndarray, ...]:
         tries.append(len(asked))
         return search(self, asked)
 
@@ -181,3 +182,32 @@ def test_quiet_layers_are_those_that_together_do_no_harm() -> None:
     assert _parted(losses) == (("b", "c", "d"), ("a", "e")) or _parted(losses) == (("b", "d", "e"), ("a", "c"))
     assert _parted({"a": 1.0, "b": 2.0, "c": 3.0}) == (("a", "b"), ("c",))
     assert _parted({"a": 1e-3}) == (("a",), ())
+
+
+def test_a_plan_that_prunes_gets_codes_chosen_for_what_stays(job: Job) -> None:
+    """Compared with the pruned model in float: what rounding adds."""
+    bench = Workbench(job)
+    group = max(bench.pruner.channels.groups, key=lambda one: one.channels)
+    kept = {group.name: group.channels // 2}
+    pruned = bench.graph_of(kept)
+    names = able(pruned, job.device.backend, INT8)
+    contents = [bench.model_bytes(dict.fromkeys(names, INT8), kept, cured=cured) for cured in (False, True)]
+    found = losses_of(pruned, contents.__getitem__, range(2), job.data.evaluation)
+    assert 10 * math.log10(found[0] / found[1]) > 3
+    assert bench.model_bytes(dict.fromkeys(names, INT8), kept) == contents[1]
+
+
+def test_moments_of_the_columns_that_stay() -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((2, 50, 6))
+    whole, part = Moments(2, 6), Moments(2, 4)
+    stay = np.array([[1, 1, 0, 1, 1, 0], [0, 1, 1, 0, 1, 1]], bool)
+    whole.add(0, rows)
+    part.add(0, np.stack([block[:, at] for block, at in zip(rows, stay, strict=True)]))
+    sliced = whole.gram().of(stay)
+    assert sliced is not None
+    np.testing.assert_allclose(sliced.second, part.gram().second)
+    lost_block = whole.gram().of(np.array([[True] * 6, [False] * 6]))
+    assert lost_block is not None
+    assert lost_block.second.shape == (1, 7, 7)
+    assert whole.gram().of(np.array([[True] * 6, [True] * 5 + [False]])) is None

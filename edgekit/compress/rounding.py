@@ -32,8 +32,8 @@ Floats = NDArray[np.float64]
 
 # Columns that are rounded before what they owe is put on all later ones at once.
 _AT_ONCE = 64
-# Times that each code may move afterwards.
-_PASSES = 3
+# Times that each code may move afterwards, by bits: on the 8-bit grid there is little left to gain.
+_PASSES = {8: 1, 4: 3}
 # A smaller scale would be subnormal: flushed to zero on many devices.
 _SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 
@@ -110,7 +110,7 @@ def round_matrix(
         codes, scale = _nearest(matrix, group, bits, np.maximum(np.diagonal(seen, axis1=1, axis2=2), 0)[:, None])
     pinned = _largest(matrix, group) * limit
     codes = _compensated(matrix, pinned, _spread(scale, group), inverse, np.diagonal(solved, axis1=1, axis2=2), limit)
-    for _ in range(_PASSES):
+    for _ in range(_PASSES[bits]):
         scale = _fitted(matrix, codes, scale, solved, group)
         codes = _descended(matrix, codes, pinned, _spread(scale, group), solved, limit)
     scale = _fitted(matrix, codes, scale, solved, group)
