@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import memory
-from benchmarks.arena import Block, first_fit_bytes
 from benchmarks.peers.torch_pruning_groups import _layers_of
 from edgekit.errors import MissingToolError
 from tests import zoo
@@ -31,14 +30,6 @@ def test_prediction_is_what_openvino_allocates(tmp_path: Path) -> None:
         assert abs(row.error) < 0.05, row
     for row in rows[3:]:  # widths that meet leave holes
         assert -0.1 < row.error < 0.05, row
-
-
-def test_first_fit_leaves_a_hole_where_blocks_of_one_size_come_in_an_unlucky_order() -> None:
-    chain = [Block(step, step + 1, 10) for step in range(4)]  # each overlaps the next
-    sizes = {first_fit_bytes(chain, seed) for seed in range(50)}
-    assert sizes == {20, 30}
-    assert first_fit_bytes([Block(0, 1, 4), Block(2, 3, 8)], 0) == 8
-    assert first_fit_bytes([], 0) == 0
 
 
 def test_transformer_within_its_blocks(tmp_path: Path) -> None:
