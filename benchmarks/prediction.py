@@ -233,7 +233,7 @@ def plans_table(result: Result) -> Table:
         f"int8 {result.int8_ms:.3g} ms, {result.device.cpu}, {result.device.threads} thread"
     )
     made = Table(title=title, title_justify="left", box=box.MARKDOWN)
-    for column in ("plan", "int8 layers", "channels removed", "measured ms", "spread", "table", "anchored", "MACs"):
+    for column in ("plan", "int8 layers", "channels removed", "measured ms", "spread", "table", "at this pace", "MACs"):
         made.add_column(column, justify="left" if column == "plan" else "right")
     for row in result.rows:
         made.add_row(
