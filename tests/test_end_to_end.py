@@ -84,10 +84,9 @@ def run_and_kill(desk: Desk, after_s: float, *, number: int = signal.SIGKILL) ->
 
 class TestTwice:
     def test_the_second_run_is_quick_and_gives_the_same_bytes(self, deployed: tuple[Desk, Finished]) -> None:
-        desk, first = deployed
+        desk, _ = deployed
         again = desk.succeed(*DEPLOY, "--out", "again", "--json")
         assert bundle_files(desk.folder / "again") == bundle_files(desk.folder / "bundle")
-        assert "sensitivity" in first.err
         for stage in ("sensitivity", "measure", "race", "observe", "cosine"):
             assert stage not in again.err, again.err
         manifests = [json.loads((desk.folder / name / "manifest.json").read_text()) for name in ("bundle", "again")]
