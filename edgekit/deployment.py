@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -240,12 +241,12 @@ def _pack(job: Job, chosen: Contestant, result: DeployResult, out: Path) -> None
     backend = job.device.backend
     artifact = chosen.artifact
     vectors = _vectors(job, chosen)
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+    with _board_files(job, artifact, vectors) as more:
         bundle.pack(
             out,
             result=result,
             artifact=bundle.Artifact(artifact.path.name, backend.hint(artifact.base), job.device.threads),
-            artifact_files={path.name: path for path in artifact.files} | _board_files(job, artifact, vectors, folder),
+            artifact_files={path.name: path for path in artifact.files} | more,
             compressed=artifact.compressed,
             preprocess=preprocess_contract(job.data.recipe, job.graph.inputs, raw=job.data.raw),
             vectors=vectors,
@@ -254,13 +255,18 @@ def _pack(job: Job, chosen: Contestant, result: DeployResult, out: Path) -> None
         )
 
 
-def _board_files(job: Job, artifact: Artifact, vectors: bundle.Vectors, folder: str) -> dict[str, Path]:
-    """What a board without Python must find ready-made, written into ``folder``."""
+@contextmanager
+def _board_files(job: Job, artifact: Artifact, vectors: bundle.Vectors) -> Iterator[dict[str, Path]]:
+    """What a board without Python must find ready-made, for as long as it takes to pack. Others need no folder, so that
+    a kill leaves none.
+    """
     if job.device.backend.RUNNER.endswith(".py"):
-        return {}
+        yield {}
+        return
     from edgekit.backends import trtexec
 
-    return trtexec.write_board_files(artifact, vectors.inputs, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        yield trtexec.write_board_files(artifact, vectors.inputs, Path(folder))
 
 
 def _vectors(job: Job, chosen: Contestant) -> bundle.Vectors:
