@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.backends import able
-from edgekit.compress.observers import OBSERVERS, Histogram, Range, choose_range
+from edgekit.compress.observers import OBSERVERS, Histogram, Range
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.compress.ranges import collect_ranges
+from edgekit.compress.symmetric import choose_ranges
 from edgekit.errors import InputError
 from edgekit.graph import to_bytes
 from edgekit.recipes.samples import Subset, spread
@@ -208,7 +209,7 @@ class _Trials:
         with job.progress.stage("observe ranges of half of the samples"):
             seen = collect_ranges(job.graph, points, half, threads=job.device.threads)
         recipe = job.data.recipe
-        return {name: choose_range(one, recipe.observer, recipe.percentile) for name, one in seen.items()}
+        return choose_ranges(seen, recipe.observer, recipe.percentile, job.device.backend.symmetric)
 
     def _model(self, precisions: Mapping[str, Precision], ranges: Mapping[str, Range]) -> bytes:
         job = self.bench.job

@@ -10,9 +10,11 @@ import onnx.numpy_helper
 import pytest
 
 from edgekit import api
-from edgekit.diagnosis import Diagnosis
+from edgekit.diagnosis import Diagnosis, _Trials
 from edgekit.errors import InputError
+from edgekit.job import prepare
 from edgekit.results import unstructure
+from edgekit.stages import Workbench
 from tests import zoo
 from tests.command import Desk, samples
 
@@ -75,6 +77,18 @@ def test_ranges_that_miss_the_other_samples_are_told(tmp_path: Path) -> None:
     found = diagnose(tmp_path, samples()["x"] / 3)
     (finding,) = [finding for finding in found.findings if finding.kind == "uncovered-ranges"]
     assert "leave the range of the calibration samples" in finding.detail
+
+
+def test_half_of_the_samples_are_quantized_around_zero_too_where_the_runtime_does(tmp_path: Path) -> None:
+    """Every sample twice: half of them have the same ranges, so they can lose nothing, whatever the grid."""
+    once = samples(12)["x"]
+    found = diagnose(tmp_path, np.repeat(once, 2, axis=0), name="jetson-xavier-nx")
+    assert "unsettled-ranges" not in [finding.kind for finding in found.findings]
+    job = prepare(
+        tmp_path / "model.onnx", "jetson-xavier-nx", data=tmp_path / "data.npz", evaluation=tmp_path / "eval.npz"
+    )
+    trials = _Trials(Workbench(job))
+    assert trials._ranges_of_half() == trials.bench.ranges
 
 
 def test_a_target_without_int8_has_nothing_to_diagnose(tmp_path: Path) -> None:
