@@ -64,7 +64,8 @@ def minimise(
     """The pick with the least ``quantity`` that keeps ``limits``, to a relative ``gap``, and a proven lower bound.
 
     A minimum far below the coarsest option's amount is found in two rounds: the first one's value becomes the second
-    one's limit, which drops what lies above it, so that the rest is given to HiGHS in finer units.
+    one's limit, which drops what lies above it, so that the rest is given to HiGHS in finer units. A peak is always:
+    it is held by rows, which HiGHS lets be over by 1e-6 of the largest amount in them.
     ``deadline`` is a ``time.monotonic`` value; when it passes with no pick found, ``incumbent`` is returned, or
     ``EdgekitError`` raised where there is none.
     """
@@ -89,7 +90,8 @@ def minimise(
             return Outcome(best, math.inf if best is None else _value(table, best, quantity))
         best, bound = found.picked, max(bound, found.bound, least_of(table, usable).totals[quantity])
         value = _value(table, best, quantity)
-        if last_round or value * program.scale >= _COARSE or relative_gap(value, bound) == 0:
+        fine = quantity != "memory_bytes" and value * program.scale >= _COARSE
+        if last_round or fine or relative_gap(value, bound) == 0:
             break
         limits = limits.with_limit(quantity, value)
     return Outcome(best, min(bound, value))

@@ -404,7 +404,8 @@ def test_killed_while_it_builds_leaves_no_engine(jetson: Jetson, bundle: Path) -
         for line in running.stderr:
             if line.startswith("build"):
                 break
-        awaited(lambda: "building" in (there / "built/build.log").read_text())
+        log = there / "built/build.log"
+        awaited(lambda: log.exists() and "building" in log.read_text())
         jetson.bench.restart()  # with all that runs on it
         with suppress(subprocess.TimeoutExpired):
             running.communicate(timeout=10)

@@ -9,10 +9,22 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from edgekit.errors import InfeasibleError
-from edgekit.planner import LATENCY_WINDOW, LOSS_WINDOW, Limits, Problem, evaluate, milp, pareto, solve
+from edgekit.planner import (
+    LATENCY_WINDOW,
+    LOSS_WINDOW,
+    GroupOption,
+    Limits,
+    PlanningGroup,
+    Problem,
+    ShapeCost,
+    evaluate,
+    milp,
+    pareto,
+    solve,
+)
 from edgekit.planner.problem import Quantity
 from edgekit.planner.table import tabulate
-from tests.planner.problems import CLOSE, QUANTITIES, bounded, everything, keeps
+from tests.planner.problems import CLOSE, QUANTITIES, bounded, everything, keeps, option, problem_of
 
 thorough = settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 quick = settings(thorough, max_examples=80)
@@ -69,6 +81,32 @@ def test_nearest_is_what_enumeration_says(case: tuple[Problem, Limits]) -> None:
         held = [t for t in totals if keeps(t, others)] or totals
         best = min(getattr(t, quantity) for t in held)
         assert best <= caught.value.nearest[quantity] <= best * CLOSE
+
+
+def test_a_small_peak_beside_a_large_one() -> None:
+    """A byte of a thousand, where another option takes a million: HiGHS's tolerance is a millionth."""
+    none = ((0.0, 0.0),) * 3
+    nothing = ((0, 0),) * 3
+
+    def shape(layer: int, **given: object) -> ShapeCost:
+        rest = {"latency_ms": none, "weight_bytes": nothing, "memory_bytes": nothing} | given
+        return ShapeCost(layer, (0,), **rest)  # type: ignore[arg-type]
+
+    problem = problem_of(
+        tuple(option(0.0, 0, memory=size, domain="int8") for size in (999, 1_000_999, 0)),
+        (option(0.0, 0, domain="int8"), option(0.0, 0), option(0.0, 0, memory=1, domain="int8")),
+        groups=(PlanningGroup("group0", (GroupOption(9, 0.0), GroupOption(8, 0.0))),),
+        shape_costs=(
+            shape(1, weight_bytes=((1, 0), (0, 0), (0, 0))),
+            shape(0, weight_bytes=((0, 0), (0, 1), (0, 0))),
+            shape(0, weight_bytes=((1, 0), (0, 0), (0, 0)), memory_bytes=((0, 1), (0, 0), (0, 0))),
+            shape(0, weight_bytes=((0, 0), (0, 0), (1, 0)), latency_ms=((0.0, 0.0), (0.0, 0.0), (0.0, 1.0))),
+        ),
+    )
+    limits = Limits(latency_ms=0.0, weight_bytes=0, memory_bytes=999)
+    with pytest.raises(InfeasibleError) as caught:
+        solve(problem, limits, gap=0)
+    assert caught.value.nearest["memory_bytes"] == 1000
 
 
 @quick
