@@ -24,7 +24,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 test: lint ## lint, types and all tests
-	$(BIN)/python -m pytest -m 'not device'
+	$(BIN)/python -m pytest -m 'not device' -n 2 --dist loadfile
 
 # 130 MB of downloads, kept in the user's cache folder; its tests are skipped where it was not built.
 virtual-board: $(VENV)/.installed ## an emulated arm64 board to deploy to

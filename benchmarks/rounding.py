@@ -63,7 +63,7 @@ def bench_model(name: str, zoo: Path, target: str, overlays: list[Path], samples
     job = open_job(prepare(name, zoo), target, overlays, OnConsole(log), MAX_DROP)
     job = replace(job, data=replace(job.data, evaluation=spread(job.data.evaluation, samples)))
     bench = Workbench(job)
-    references = list(run_float(job.graph, job.data.evaluation, job.device.threads))
+    references = list(run_float(job.graph, job.data.evaluation))
     exact = _metric_rows(job, references, references)
     rows = []
     for precision, cure, names, cures in _variants(bench):

@@ -37,7 +37,7 @@ _MOST_LOUD = 8
 _OBSERVERS = ("percentile", "mse", "min-max")
 _RANGED = (Precision.INT8, Precision.INT16X8)
 # Raised when the meaning of a cached entry changes.
-_VERSION = 2
+_VERSION = 3
 _JOIN = "\n"
 
 

@@ -185,7 +185,7 @@ class _Trials:
             )
         seen = self.bench.histograms(job.graph)
         with job.progress.stage("observe ranges of other samples"):
-            others = collect_ranges(job.graph, list(seen), self.samples, threads=job.device.threads)
+            others = collect_ranges(job.graph, list(seen), self.samples)
         outside = {name: _outside(others[name], seen[name]) for name in seen if name in others}
         missed = sorted((name for name in outside if outside[name] > _UNCOVERED), key=lambda name: -outside[name])
         if missed:
@@ -207,7 +207,7 @@ class _Trials:
         results = {"results": True} if job.device.backend.quantizes_results else {}
         points = quantization_points(job.graph, **results)
         with job.progress.stage("observe ranges of half of the samples"):
-            seen = collect_ranges(job.graph, points, half, threads=job.device.threads)
+            seen = collect_ranges(job.graph, points, half)
         recipe = job.data.recipe
         return choose_ranges(seen, recipe.observer, recipe.percentile, job.device.backend.symmetric)
 

@@ -9,7 +9,7 @@ from edgekit.compress.half import magnitudes, shrinks, unsafe_in_half
 from edgekit.job import Job
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def half_safety(job: Job) -> HalfSafety:
     if stored is None:
         samples = job.data.calibration
         with job.progress.stage("observe magnitudes", len(samples)) as advance:
-            found = magnitudes(job.graph, samples, lambda _done, _total: advance(), job.device.threads)
+            found = magnitudes(job.graph, samples, lambda _done, _total: advance())
         stored = {name: repr(largest) for name, largest in found.items()}  # JSON has no infinity
         cache.write_json("magnitudes", key, stored)
     largest = {name: float(value) for name, value in stored.items()}

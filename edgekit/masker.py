@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 PATTERNS: Mapping[Mask, Pattern] = {Mask.HALF: 0.5, Mask.THREE_QUARTERS: 0.75, Mask.TWO_OF_FOUR: "2:4"}
 _SCORE: Score = "obs"
 # Raised when the meaning of a cached entry changes.
-_VERSION = 1
+_VERSION = 2
 
 # A layer, its precision and its mask.
 Variant = tuple[str, Precision, Mask]
@@ -68,9 +68,7 @@ class Masker:
         if missing:
             samples = self.pruner.samples
             with one_blas_thread():
-                grams = (
-                    self.pruner.grams if whole else collect_grams(graph, missing, samples, threads=job.device.threads)
-                )
+                grams = self.pruner.grams if whole else collect_grams(graph, missing, samples)
                 with job.progress.stage("re-solve masked layers", len(missing)) as advance:
                     for name in missing:
                         stay = make_masks(graph, {name: PATTERNS[masks[name]]}, _SCORE, grams)[name]

@@ -36,7 +36,7 @@ SOLVING_SAMPLES = 96
 # Every so-many-th calibration sample judges what was solved on the others.
 _JUDGING = 4
 # Raised when the meaning of a cached entry changes.
-_VERSION = 2
+_VERSION = 3
 
 
 def one_blas_thread() -> threadpool_limits:
@@ -90,7 +90,7 @@ class Pruner:
         """The second moments of what each layer reads, on these samples."""
         names = [layer.name for layer in self.job.graph.layers]
         with self.job.progress.stage("observe moments"), one_blas_thread():
-            return collect_grams(self.job.graph, names, self.samples, threads=self.job.device.threads)
+            return collect_grams(self.job.graph, names, self.samples)
 
     def key(self, **parts: object) -> str:
         """The digest of the parts and of what every entry of this job's samples depends on."""
@@ -136,7 +136,7 @@ class Pruner:
             with job.progress.stage(f"remove {removed} channels and re-solve"), one_blas_thread():
                 smaller = reconstruct_alone(job.graph, self.channels, units, grams)
                 if self._dealt[1] is not self._dealt[0]:
-                    in_order = reconstruct(job.graph, self.channels, units, self.samples, threads=job.device.threads)
+                    in_order = reconstruct(job.graph, self.channels, units, self.samples)
                     ways = (smaller, in_order)
                     noise = losses_of(job.graph, lambda way: to_bytes(ways[way].model), range(2), self._dealt[1])
                     smaller = ways[noise[1] < noise[0]]

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from edgekit.job import Job
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 1
+_VERSION = 2
 _RANGED = (Precision.INT8, Precision.INT16X8)
 _QUANTIZED = (*_RANGED, Precision.W8, Precision.W4)
 # Samples that means and largest magnitudes are taken over.
@@ -74,9 +74,7 @@ class Remedies:
         job, grams = self._job, self.pruner.grams
         rest = [layer.name for layer in job.graph.layers if layer.name not in grams]
         with job.progress.stage("observe moments of depthwise layers"), one_blas_thread():
-            return grams | collect_grams(
-                job.graph, rest, spread(self.pruner.samples, _SAMPLES), None, job.device.threads, depthwise=True
-            )
+            return grams | collect_grams(job.graph, rest, spread(self.pruner.samples, _SAMPLES), None, depthwise=True)
 
     def graph_of(self, cures: Cures) -> Graph:
         """The job's graph with its channels scaled."""
@@ -147,7 +145,7 @@ class Remedies:
     def _magnitudes(self) -> dict[str, np.ndarray]:
         samples = spread(self.pruner.samples, _SAMPLES)
         layers = {name for site in self.sites for name in site.columns}
-        return channel_magnitudes(self._job.graph, sorted(layers), samples, self._job.device.threads)
+        return channel_magnitudes(self._job.graph, sorted(layers), samples)
 
     def observed(self, cures: Cures, names: Iterable[str], observer: str) -> Cures:
         """Other ranges for all that quantizing these layers quantizes."""
@@ -211,6 +209,6 @@ class Remedies:
         quantized = self.written(bare, dict.fromkeys(plan, Precision.INT8))
         samples = spread(self.pruner.samples, _SAMPLES)
         with self._job.progress.stage("correct biases"), one_blas_thread():
-            shifts = correct_biases(self.graph_of(cures), quantized, samples, self._job.device.threads)
+            shifts = correct_biases(self.graph_of(cures), quantized, samples)
         found = {name: shifts[name] for name in names if name in shifts}
         return replace(cures, shifts={**cures.shifts, **found}) if found else cures

@@ -39,7 +39,7 @@ from edgekit.sensitivity import SENSITIVITY_SAMPLES, layer_losses
 from edgekit.types import Mask, Plan, Precision
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 5
+_VERSION = 6
 _SHAPES = 2
 # They read activations in codes, so that ranges must be known.
 _RANGED = (Precision.INT8, Precision.INT16X8)
@@ -109,7 +109,7 @@ class Workbench:
         if stored is None:
             samples = job.data.calibration
             with job.progress.stage("observe ranges", len(samples)) as advance:
-                seen = collect_ranges(graph, points, samples, lambda _done, _total: advance(), job.device.threads)
+                seen = collect_ranges(graph, points, samples, lambda _done, _total: advance())
                 stored = to_arrays(seen.values())
             cache.write_arrays("ranges", key, stored)
         return from_arrays(stored)

@@ -107,6 +107,15 @@ class TestTwice:
         assert "sensitivity" in again.succeed(*DEPLOY, "--out", "bundle", "--json").err
         assert bundle_files(desk.folder / "bundle") == bundle_files(deployed[0].folder / "bundle")
 
+    def test_what_a_board_of_more_threads_left_in_the_cache_changes_nothing(
+        self, deployed: tuple[Desk, Finished], desk: Desk
+    ) -> None:
+        keep_measurements(desk.cache, desk.folder / "cache")
+        own = Desk(desk.folder, desk.folder / "cache")
+        own.succeed("plan", "model.onnx", "--target", "raspberry-pi-4", "--data", "data.npz", "--eval", "eval.npz")
+        own.succeed(*DEPLOY, "--out", "bundle", "--json")
+        assert bundle_files(desk.folder / "bundle") == bundle_files(deployed[0].folder / "bundle")
+
     def test_other_samples_are_not_mistaken_for_these(self, deployed: tuple[Desk, Finished], desk: Desk) -> None:
         np.savez(desk.folder / "eval.npz", **samples(16, seed=2))
         done = desk.succeed("plan", *DEPLOY[1:], "--json")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgekit.recipes.samples import Dataset
 
 
-def correct_biases(graph: Graph, quantized: ir.Model, dataset: Dataset, threads: int = 1) -> dict[str, np.ndarray]:
+def correct_biases(graph: Graph, quantized: ir.Model, dataset: Dataset) -> dict[str, np.ndarray]:
     """Layer -> what its bias must gain [blocks * outputs] so that over the samples the means of its results are those
     of ``graph``, for the layers of ``quantized`` (made from ``graph`` by `apply_precisions`) that have a bias and whose
     weights are in codes. The biases of ``quantized`` are changed on the way.
@@ -36,8 +36,8 @@ def correct_biases(graph: Graph, quantized: ir.Model, dataset: Dataset, threads:
     products = _products(graph, quantized)
     nodes = {node.name or "": node for node in quantized.graph}
     sources = {name: _read(nodes[name]) for name in products}
-    walk = Walk(replace(graph, model=quantized), quantized, sources, dataset, threads)
-    means = _means(graph, products, Subset(dataset, walk.indices), threads)
+    walk = Walk(replace(graph, model=quantized), quantized, sources, dataset)
+    means = _means(graph, products, Subset(dataset, walk.indices))
     shifts: dict[str, np.ndarray] = {}
     for names in walk.stops():
         for name in names:
@@ -91,10 +91,10 @@ def _dequantized(node: ir.Node, product: Product) -> np.ndarray:
     return dequantize_weights(codes, scale, maker.attributes.get_int("axis", 0)) if scale.ndim else codes * scale
 
 
-def _means(graph: Graph, products: Mapping[str, Product], dataset: Dataset, threads: int) -> dict[str, np.ndarray]:
+def _means(graph: Graph, products: Mapping[str, Product], dataset: Dataset) -> dict[str, np.ndarray]:
     views = {product.view for product in products.values()}
     sums: dict[View, np.ndarray] = {}
-    for _, _, index, values in observe(graph, sorted({view.source for view in views}), dataset, threads):
+    for _, _, index, values in observe(graph, sorted({view.source for view in views}), dataset):
         for view in views:
             if view.source in values:
                 found = _mean_row(view, values[view.source], index, len(dataset))

@@ -63,9 +63,7 @@ def find_sites(graph: Graph, channels: Channels) -> tuple[Site, ...]:
     return tuple(site for site in found if site is not None)
 
 
-def channel_magnitudes(
-    graph: Graph, layers: Sequence[str], dataset: Samples, threads: int = 1
-) -> dict[str, np.ndarray]:
+def channel_magnitudes(graph: Graph, layers: Sequence[str], dataset: Samples) -> dict[str, np.ndarray]:
     """Layer -> the largest magnitude of each channel that it contracts, over the samples.
 
     Raises:
@@ -74,7 +72,7 @@ def channel_magnitudes(
     wanted = frozenset(layers)
     views = {p.layer: p.view for node in graph.model.graph if node.name in wanted and (p := product_of(node))}
     axes: dict[tuple[str, int], np.ndarray] = {}
-    for _, _, _, values in observe(graph, sorted({view.source for view in views.values()}), dataset, threads):
+    for _, _, _, values in observe(graph, sorted({view.source for view in views.values()}), dataset):
         for source, axis in {(view.source, view.axis) for view in views.values() if view.source in values}:
             array = values[source]
             rest = tuple(i for i in range(array.ndim) if i != axis)

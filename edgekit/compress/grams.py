@@ -190,7 +190,6 @@ def collect_grams(
     layers: Sequence[str],
     dataset: Samples,
     on_progress: Callable[[int, int], None] | None = None,
-    threads: int = 1,
     depthwise: bool = False,
 ) -> dict[str, Gram]:
     """Layer name -> Gram matrix of the rows that it multiplies, over all samples.
@@ -212,7 +211,7 @@ def collect_grams(
         by_source.setdefault(view.source, []).append(view)
     if not moments:
         return {}
-    for done, runs, index, values in observe(graph, sorted(by_source), dataset, threads):
+    for done, runs, index, values in observe(graph, sorted(by_source), dataset):
         for name, array in values.items():
             for view in by_source[name]:
                 moments[view].add(

@@ -34,7 +34,7 @@ _FEAR_ZERO = frozenset({"Sqrt", "Div", "Log", "Pow", "Reciprocal"})
 
 
 def magnitudes(
-    graph: Graph, dataset: Samples, on_progress: Callable[[int, int], None] | None = None, threads: int = 1
+    graph: Graph, dataset: Samples, on_progress: Callable[[int, int], None] | None = None
 ) -> dict[str, float]:
     """Largest absolute value of each float tensor of the graph over all samples, its inputs included; infinite where a
     value is not finite.
@@ -42,7 +42,7 @@ def magnitudes(
     inputs = [tensor.name for tensor in graph.inputs if np.dtype(tensor.dtype).kind == "f"]
     results = [value.name for node in graph.model.graph for value in node.outputs if _is_float(value)]
     found = {name: 0.0 for name in (*inputs, *results) if name}
-    for done, runs, _, values in observe(graph, list(found), dataset, threads):
+    for done, runs, _, values in observe(graph, list(found), dataset):
         for name, array in values.items():
             if array.size:
                 largest = max(abs(float(array.max())), abs(float(array.min())))

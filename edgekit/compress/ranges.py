@@ -38,12 +38,11 @@ def collect_ranges(
     tensors: Sequence[str],
     dataset: Samples,
     on_progress: Callable[[int, int], None] | None = None,
-    threads: int = 1,
 ) -> dict[str, Histogram]:
     """Tensor name -> histogram of its values over all samples; any observer chooses its range from that one pass.
 
     Sample after sample in onnxruntime: memory does not grow with their number. ``tensors`` may name model inputs.
-    ``on_progress`` is called with the runs done and the runs in all. With one thread the result is reproducible.
+    ``on_progress`` is called with the runs done and the runs in all. Reproducible.
 
     Raises:
         InputError: there are no samples, a sample does not fit the model's inputs, or a tensor is NaN or infinite.
@@ -52,7 +51,7 @@ def collect_ranges(
     if len(dataset) == 0:
         raise InputError("there are no samples to observe ranges on", "pass calibration data with --data")
     histograms = {name: Histogram(name) for name in dict.fromkeys(tensors)}
-    for done, runs, index, values in observe(graph, list(histograms), dataset, threads):
+    for done, runs, index, values in observe(graph, list(histograms), dataset):
         _update(histograms, values, index)
         if on_progress is not None:
             on_progress(done, runs)
@@ -60,7 +59,7 @@ def collect_ranges(
 
 
 def observe(
-    graph: Graph, tensors: Sequence[str], dataset: Samples, threads: int = 1
+    graph: Graph, tensors: Sequence[str], dataset: Samples
 ) -> Iterator[tuple[int, int, int, dict[str, np.ndarray]]]:
     """Runs of the float model, each as (runs done, runs in all, index of the sample, tensor name -> its values).
 
@@ -75,7 +74,7 @@ def observe(
     passes = _passes(graph, [name for name in tensors if name not in inputs])
     runs = len(passes) * len(dataset)
     for number, names in enumerate(passes):
-        session = session_of(_observed(graph.model, names), threads)
+        session = session_of(_observed(graph.model, names))
         for index in range(len(dataset)):
             feed = feed_of(graph, dataset, index)
             values = dict(zip(names, session.run(names, feed), strict=True)) if names else {}
@@ -158,8 +157,10 @@ def _values(model: ir.Model) -> dict[str, ir.Value]:
     return {value.name: value for node in model.graph for value in node.outputs if value.name}
 
 
-def session_of(model: bytes, threads: int) -> Any:
-    """An onnxruntime session on the CPU whose results do not change with the runtime's version."""
+def session_of(model: bytes, threads: int = 1) -> Any:
+    """An onnxruntime session on the CPU whose results do not change with the runtime's version; with another number of
+    threads sums are added up in another order, and differ in their last bits.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

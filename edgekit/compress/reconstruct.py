@@ -68,7 +68,6 @@ def reconstruct(
     kept: Mapping[str, np.ndarray],
     dataset: Samples,
     on_layer: Callable[[str], None] | None = None,
-    threads: int = 1,
 ) -> Graph:
     """Prune, then re-solve all layers behind the first removal, in execution order: each sees what the pruned and
     already re-solved layers before it really put out, and aims at what it put out in the unpruned model.
@@ -90,7 +89,7 @@ def reconstruct(
     whole = {node.name or "": node for node in graph.model.graph}
     nodes = {node.name or "": node for node in model.graph}
     products = {name: pair for name, node in nodes.items() if (pair := _pair(whole[name], node)) is not None}
-    walk = Walk(graph, model, {name: after.view.source for name, (_, after) in products.items()}, dataset, threads)
+    walk = Walk(graph, model, {name: after.view.source for name, (_, after) in products.items()}, dataset)
     for names in walk.stops():
         for name in names:
             before, after = products[name]

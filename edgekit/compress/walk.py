@@ -55,13 +55,10 @@ class Walk:
     ``graph`` and ``model`` in one: it stops at all sources then.
     """
 
-    def __init__(
-        self, graph: Graph, model: ir.Model, sources: Mapping[str, str], dataset: Samples, threads: int = 1
-    ) -> None:
+    def __init__(self, graph: Graph, model: ir.Model, sources: Mapping[str, str], dataset: Samples) -> None:
         if len(dataset) == 0:
             raise InputError("there are no samples to reconstruct on", "pass calibration data with --data")
         self._models = (graph.model, model)
-        self._threads = threads
         alone = model is graph.model
         self._drifted = frozenset() if alone else drifted_values(graph, model)
         wanted = {n: s for n, s in sources.items() if alone or s in self._drifted}
@@ -103,7 +100,7 @@ class Walk:
         if not outputs:
             return
         inputs = sorted({v.name or "" for n in nodes for v in reads_of(n) if not v.is_initializer()} - made)
-        session = session_of(_piece(model, nodes, inputs, outputs), self._threads)
+        session = session_of(_piece(model, nodes, inputs, outputs))
         for original, changed in self._live:
             values = {**original, **changed} if which else original
             found = session.run(outputs, {name: values[name] for name in inputs})
