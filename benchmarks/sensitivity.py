@@ -1,0 +1,383 @@
+"""Ways to tell what int8 costs each layer of a model: how long the table takes, and how well sums of it rank plans.
+
+    python -m benchmarks.sensitivity [NAME ...] [--plans N] [--nncf-python PATH] [--json FILE]
+
+Each way fills one table, a loss for each layer, from calibration samples. Random plans put each layer into int8 with a
+chance of their own, and run on evaluation samples: their noise at the model's outputs is compared with the sum of their
+layers' losses by Spearman's rank correlation, over plans of all sizes and over plans that quantize about half of the
+layers (size alone ranks the former). The ways:
+
+- ``output``: relative noise power at the outputs, one layer quantized at a time; what edgekit plans with;
+- ``prefix cached``: the same, where only what depends on the layer runs again;
+- ``KL``: Kullback-Leibler divergence of the outputs' last axis instead of their noise;
+- ``own result``: relative noise power of the layer's own result, all layers in one pass;
+- ``Fisher``: that noise weighted with the squared gradient of the outputs in random directions (as in HAWQ-V2,
+  https://arxiv.org/abs/1911.03852, and Theis et al., https://arxiv.org/abs/1801.05787); needs the torch extra.
+
+Times are of one thread. PATH is the Python of an environment with benchmarks/requirements.txt: the process of NNCF's
+default quantization from the same samples is timed beside.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.utils import Extractor
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.jobs import names_of, open_job, parser
+from benchmarks.peers import nncf_ptq
+from benchmarks.zoo import prepare
+from edgekit.backends import able
+from edgekit.compress.qdq import apply_precisions
+from edgekit.compress.ranges import session_of
+from edgekit.compress.walk import drifted_values
+from edgekit.errors import EdgekitError
+from edgekit.graph import Graph, to_bytes
+from edgekit.graph.layers import reads_of
+from edgekit.progress import OnConsole
+from edgekit.recipes.samples import Dataset, spread
+from edgekit.sensitivity import SENSITIVITY_SAMPLES, relative_noise_power
+from edgekit.stages import Workbench
+from edgekit.types import Precision
+
+Outputs = Mapping[str, np.ndarray]
+Measure = Callable[[Outputs, Outputs], float]
+Estimate = Callable[["Case"], dict[str, float]]
+
+_DIRECTIONS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model, its int8 layers and the samples to estimate on."""
+
+    graph: Graph
+    names: tuple[str, ...]
+    ranges: Mapping[str, Any]
+    samples: Dataset
+
+    def quantized(self, names: Sequence[str]) -> Any:
+        """The model with these layers in int8."""
+        return apply_precisions(self.graph, dict.fromkeys(names, Precision.INT8), self.ranges)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way on one model; ``none`` says why there is none."""
+
+    model: str
+    way: str
+    samples: int
+    seconds: float | None = None
+    rank_all: float | None = None
+    rank_half: float | None = None
+    none: str = ""
+
+
+def by_output(case: Case, measure: Measure = relative_noise_power) -> dict[str, float]:
+    """One layer quantized at a time, the whole model run."""
+    samples, references = _references(case.graph, case.samples)
+    return {name: _noise(to_bytes(case.quantized([name])), samples, references, measure) for name in case.names}
+
+
+def by_divergence(case: Case) -> dict[str, float]:
+    """As `by_output`, with another measure."""
+    return by_output(case, divergence)
+
+
+def by_suffix(case: Case) -> dict[str, float]:
+    """As `by_output`; what does not depend on the layer runs once for all."""
+    outputs = [tensor.name for tensor in case.graph.outputs]
+    pieces = {}
+    for name in case.names:
+        model = case.quantized([name])
+        drifted = drifted_values(case.graph, model)
+        changed = [tensor for tensor in outputs if tensor in drifted]
+        pieces[name] = _piece(model, sorted(_border(case.graph, model, changed, drifted)), changed)
+    totals = dict.fromkeys(case.names, 0.0)
+    floats = _with_all({v for _, reads, _ in pieces.values() for v in reads} | set(outputs), case.graph)
+    for index in range(len(case.samples)):
+        values = floats(case.samples.sample(index))
+        reference = {name: values[name] for name in outputs}
+        for name, (session, reads, changed) in pieces.items():
+            found = dict(zip(changed, session.run(changed, {key: values[key] for key in reads}), strict=True))
+            totals[name] += relative_noise_power(reference | found, reference)
+    return {name: total / len(case.samples) for name, total in totals.items()}
+
+
+def by_own_result(case: Case) -> dict[str, float]:
+    """Relative noise power of each layer's own result on float inputs."""
+    totals = dict.fromkeys(case.names, 0.0)
+    for _, errors in _own_errors(case):
+        for name, (error, result) in errors.items():
+            totals[name] += float((error**2).sum() / max((result**2).sum(), 1e-30))
+    return {name: total / len(case.samples) for name, total in totals.items()}
+
+
+def by_gradient(case: Case) -> dict[str, float]:
+    """The squared error of each layer's own result, weighted with squared gradients of the outputs."""
+    gradients = _gradients(case)
+    totals = dict.fromkeys(case.names, 0.0)
+    for sample, errors in _own_errors(case):
+        for slopes in gradients(sample):
+            for name, (error, _) in errors.items():
+                totals[name] += float((slopes[name] ** 2 * error**2).sum()) / _DIRECTIONS
+    return {name: total / len(case.samples) for name, total in totals.items()}
+
+
+WAYS: tuple[tuple[str, int, Estimate], ...] = (
+    ("output", SENSITIVITY_SAMPLES, by_output),
+    ("prefix cached", SENSITIVITY_SAMPLES, by_suffix),
+    ("output", 4, by_output),
+    ("prefix cached", 4, by_suffix),
+    ("KL", SENSITIVITY_SAMPLES, by_divergence),
+    ("own result", SENSITIVITY_SAMPLES, by_own_result),
+    ("Fisher", SENSITIVITY_SAMPLES, by_gradient),
+)
+
+
+def divergence(outputs: Outputs, reference: Outputs) -> float:
+    """Mean Kullback-Leibler divergence of the last axis, over outputs; what is no distribution goes through softmax."""
+    found = []
+    for name, theirs in reference.items():
+        log_p, log_q = _log_probabilities(theirs), _log_probabilities(outputs[name])
+        found.append(float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()))
+    return max(0.0, statistics.fmean(found))
+
+
+def _log_probabilities(x: np.ndarray) -> np.ndarray:
+    x = x.astype(np.float64)
+    if x.min() >= 0 and np.allclose(x.sum(axis=-1), 1, atol=0.05):
+        return np.asarray(np.log(np.maximum(x, 1e-9)))
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def _references(graph: Graph, dataset: Dataset) -> tuple[list[Outputs], list[Outputs]]:
+    samples: list[Outputs] = [dataset.sample(index) for index in range(len(dataset))]
+    run = _runner(to_bytes(graph.model), [tensor.name for tensor in graph.outputs])
+    return samples, [run(sample) for sample in samples]
+
+
+def _noise(model: bytes, samples: Sequence[Outputs], references: Sequence[Outputs], measure: Measure) -> float:
+    run = _runner(model, list(references[0]))
+    return statistics.fmean(measure(run(x), y) for x, y in zip(samples, references, strict=True))
+
+
+def _runner(model: bytes, names: Sequence[str]) -> Callable[[Outputs], dict[str, np.ndarray]]:
+    session = session_of(model)
+    return lambda sample: dict(zip(names, session.run(list(names), dict(sample)), strict=True))
+
+
+def _border(graph: Graph, model: ir.Model, results: Sequence[str], changed: frozenset[str]) -> set[str]:
+    """What a piece of a quantized model that ends in these results reads of the float graph's unchanged tensors."""
+    unchanged = {v.name for node in graph.model.graph for v in node.outputs} | {t.name for t in graph.inputs}
+    producers = {v.name: node for node in model.graph for v in node.outputs}
+    border: set[str] = set()
+    waiting, seen = list(results), set(results)
+    while waiting:
+        for value in reads_of(producers[waiting.pop()]):
+            name = value.name or ""
+            if name in unchanged - changed:
+                border.add(name)
+            elif name in producers and name not in seen:
+                seen.add(name)
+                waiting.append(name)
+    return border
+
+
+def _piece(model: ir.Model, reads: Sequence[str], results: Sequence[str]) -> tuple[Any, list[str], list[str]]:
+    """A session of what lies between these tensors."""
+    cut = Extractor(onnx.load_from_string(to_bytes(model))).extract_model(list(reads), list(results))
+    return session_of(cut.SerializeToString()), list(reads), list(results)
+
+
+def _with_all(names: set[str], graph: Graph) -> Callable[[Outputs], dict[str, np.ndarray]]:
+    """Runs the float model, and gives these tensors of it, which may be its inputs."""
+    model = onnx.load_from_string(to_bytes(graph.model))
+    inputs = {value.name for value in model.graph.input}
+    known = {value.name for value in model.graph.output}
+    inner = sorted(names - inputs)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in known)
+    run = _runner(model.SerializeToString(), inner)
+    return lambda sample: {**sample, **run(sample)}
+
+
+def _own_errors(case: Case) -> Iterator[tuple[Outputs, dict[str, tuple[np.ndarray, np.ndarray]]]]:
+    """Sample after sample: layer -> what int8 changes in its result, and the result."""
+    nodes = {node.name: node for node in case.graph.model.graph}
+    pieces, results = {}, {}
+    for name in case.names:
+        model = case.quantized([name])
+        results[name] = nodes[name].outputs[0].name or ""
+        reads = sorted(_border(case.graph, model, [results[name]], frozenset({results[name]})))
+        pieces[name] = _piece(model, reads, [results[name]])
+    floats = _with_all({v for _, reads, _ in pieces.values() for v in reads} | set(results.values()), case.graph)
+    for index in range(len(case.samples)):
+        sample = case.samples.sample(index)
+        values = floats(sample)
+        errors = {}
+        for name, (session, reads, _) in pieces.items():
+            result = values[results[name]]
+            errors[name] = (session.run([results[name]], {key: values[key] for key in reads})[0] - result, result)
+        yield sample, errors
+
+
+def _gradients(case: Case) -> Callable[[Outputs], Iterator[dict[str, np.ndarray]]]:
+    """For a sample: the outputs' slope along random directions in each layer's result, direction after direction."""
+    torch, convert = import_module("torch"), import_module("onnx2torch").convert  # the torch extra
+    model = onnx.load_from_string(to_bytes(case.graph.model))
+    results = {node.name: node.output[0] for node in model.graph.node if node.name in case.names}
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
+    shapes |= {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.output}
+    nodes = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.name in results:
+            kept = node.output[0]
+            node.output[0] = f"{kept}/float"
+            nodes.append(onnx.helper.make_node("Add", [f"{kept}/float", f"{kept}/noise"], [kept], name=f"{kept}/add"))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for kept in results.values():
+        model.graph.input.append(onnx.helper.make_tensor_value_info(f"{kept}/noise", 1, shapes[kept]))
+    network = convert(model).eval()
+    zeros = [torch.zeros(shapes[kept], requires_grad=True) for kept in results.values()]
+    generator = torch.Generator().manual_seed(0)
+
+    def slopes(sample: Outputs) -> Iterator[dict[str, np.ndarray]]:
+        made = network(*(torch.from_numpy(sample[tensor.name]) for tensor in case.graph.inputs), *zeros)
+        outputs = [y for y in (made if isinstance(made, list | tuple) else [made]) if y.requires_grad]
+        for _ in range(_DIRECTIONS):
+            ways = [torch.randn(y.shape, generator=generator) / (y.detach().norm() + 1e-12) for y in outputs]
+            along = sum((v * y).sum() for v, y in zip(ways, outputs, strict=True))
+            found = torch.autograd.grad(along, zeros, retain_graph=True)
+            yield {name: slope.numpy() for name, slope in zip(results, found, strict=True)}
+
+    return slopes
+
+
+def random_plans(names: Sequence[str], count: int, half: bool) -> list[tuple[str, ...]]:
+    """Layers in int8, plan by plan: each layer with a chance that is a half, or the plan's own."""
+    rng = np.random.default_rng(1 if half else 0)
+    chances = np.full(count, 0.5) if half else rng.uniform(0.05, 0.95, count)
+    return [tuple(name for name in names if rng.random() < chance) for chance in chances]
+
+
+def bench_model(
+    name: str, zoo: Path, target: str, overlays: list[Path], plans: int, nncf: Path | None, log: Console
+) -> list[Row]:
+    """The rows of one model."""
+    from scipy.stats import spearmanr
+
+    entry = prepare(name, zoo)
+    job = open_job(entry, target, overlays, OnConsole(log), 0.01)
+    names = able(job.graph, job.device.backend, Precision.INT8)
+    bench = Workbench(job)
+    judged, references = _references(job.graph, spread(job.data.evaluation, SENSITIVITY_SAMPLES))
+    whole = Case(job.graph, names, bench.ranges, job.data.calibration)
+    drawn = [random_plans(names, plans, half) for half in (False, True)]
+    measured = []
+    for some in drawn:
+        noise = [
+            _noise(to_bytes(whole.quantized(plan)), judged, references, relative_noise_power) if plan else 0.0
+            for plan in some
+        ]
+        measured.append(noise)
+        log.print(f"{name}: {len(some)} plans measured", markup=False)
+    rows = []
+    for way, count, estimate in WAYS:
+        case = Case(job.graph, names, bench.ranges, spread(job.data.calibration, count))
+        begun = time.perf_counter()
+        try:
+            losses = estimate(case)
+        except (ImportError, NotImplementedError) as error:
+            rows.append(Row(name, way, count, none=" ".join(str(error).split())[:200]))
+            continue
+        seconds = time.perf_counter() - begun
+        ranks = [
+            float(spearmanr([sum(losses[layer] for layer in plan) for plan in some], noise).statistic)
+            for some, noise in zip(drawn, measured, strict=True)
+        ]
+        rows.append(Row(name, way, count, seconds, ranks[0], ranks[1]))
+        log.print(f"{name}, {way}, {count} samples: {seconds:.1f} s, {ranks[0]:.3f}, {ranks[1]:.3f}", markup=False)
+    if nncf is not None:
+        rows.append(_timed_nncf(name, entry.model, bench, nncf))
+    return rows
+
+
+def _timed_nncf(name: str, model: Path, bench: Workbench, python: Path) -> Row:
+    data = bench.job.data.calibration
+    samples = [data.sample(index) for index in range(len(data))]
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "samples.npz"
+        arrays: dict[str, Any] = {t.name: np.stack([s[t.name] for s in samples]) for t in bench.job.graph.inputs}
+        np.savez(stored, **arrays)
+        try:
+            begun = time.perf_counter()
+            nncf_ptq.quantize(model, stored, Path(folder) / "out.xml", python)
+        except RuntimeError as error:
+            return Row(name, "NNCF default PTQ", len(samples), none=str(error)[:200])
+        return Row(name, "NNCF default PTQ", len(samples), time.perf_counter() - begun)
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The rows for people."""
+    made = Table(box=box.MARKDOWN)
+    for column in ("model", "way", "samples", "s", "rank, any share", "rank, half"):
+        made.add_column(column, justify="left" if column in ("model", "way") else "right", overflow="fold")
+    for row in rows:
+        figures = (row.rank_all, row.rank_half)
+        shown = ["none" if row.none else "-" if value is None else f"{value:.3f}" for value in figures]
+        made.add_row(row.model, row.way, str(row.samples), "-" if row.seconds is None else f"{row.seconds:.1f}", *shown)
+    return made
+
+
+def main() -> int:
+    """The program."""
+    made = parser("python -m benchmarks.sensitivity", __doc__ or "")
+    made.add_argument("--plans", type=int, default=40, metavar="N", help="random plans of each kind")
+    made.add_argument("--nncf-python", type=Path, metavar="PATH")
+    arguments = made.parse_args()
+    log, console = Console(stderr=True), Console(width=120)
+    rows: list[Row] = []
+    for name in names_of(arguments, made):
+        try:
+            rows += bench_model(
+                name,
+                arguments.zoo,
+                arguments.target,
+                arguments.overlay,
+                arguments.plans,
+                arguments.nncf_python,
+                log,
+            )
+        except (EdgekitError, OSError) as error:
+            log.print(f"{name}: {error}", markup=False)
+            rows.append(Row(name, "edgekit", 0, none=str(error)))
+    console.print(table(rows))
+    for row in rows:
+        if row.none:
+            console.print(f"{row.model}, {row.way}: none: {row.none}", markup=False, highlight=False)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 1 if any(row.way == "edgekit" for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
