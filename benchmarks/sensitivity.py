@@ -306,7 +306,7 @@ def bench_model(
         begun = time.perf_counter()
         try:
             losses = estimate(case)
-        except (ImportError, NotImplementedError) as error:
+        except (ImportError, NotImplementedError, RuntimeError) as error:
             rows.append(Row(name, way, count, none=" ".join(str(error).split())[:200]))
             continue
         seconds = time.perf_counter() - begun

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgekit.backends import able
+from edgekit.compress.cures import NO_CURES, Cures
 from edgekit.compress.observers import OBSERVERS, Histogram, Range
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.compress.ranges import collect_ranges
@@ -99,8 +100,9 @@ def diagnose(job: Job) -> Diagnosis:
     worst = sorted(names, key=lambda name: -losses[name])[:WORST_LAYERS]
     total = math.fsum(losses.values())
     weighted = set(able(job.graph, job.device.backend, Precision.W8))
+    trials.cure(worst)
     tried = trials.losses(
-        [(name, way) for name in worst for way in trials.ways if way != "weights alone" or name in weighted],
+        [(name, way) for name in worst for way in trials.ways(name) if way != "weights alone" or name in weighted],
         "look for cures",
     )
     everything, without, half = trials.together(names, worst)
@@ -143,9 +145,24 @@ class _Trials:
         self.samples = spread(job.data.evaluation, SENSITIVITY_SAMPLES)
         used = job.data.recipe.observer
         self.observers = {f"observer {one}": bench.observed_by(one) for one in OBSERVERS if one != used}
-        self.ways = ["weights alone", *self.observers]
-        if Precision.INT16X8 in job.target.precisions:
-            self.ways.append("activations in 16 bit")
+        self._cures: dict[str, Cures] = {}
+
+    def cure(self, worst: Sequence[str]) -> None:
+        """Make ready what a plan may do to these layers (`edgekit.remedies`), one kind at a time."""
+        remedies, names = self.bench.curer.remedies, tuple(worst)
+        found = {
+            "scaled channels": remedies.equalised(NO_CURES, names),
+            "chosen codes": remedies.rounded(NO_CURES, names),
+            "corrected bias": remedies.corrected(NO_CURES, names, names),
+        }
+        self._cures = {way: cures for way, cures in found.items() if cures is not NO_CURES}
+
+    def ways(self, name: str) -> list[str]:
+        """What is tried on a layer."""
+        finer = ["activations in 16 bit"] if Precision.INT16X8 in self.bench.job.target.precisions else []
+        applied = self.bench.curer.remedies.applied
+        cured = [way for way, cures in self._cures.items() if applied(cures, name, Precision.INT8)]
+        return ["weights alone", *self.observers, *finer, *cured]
 
     def losses(self, variants: list[tuple[str, str]], title: str) -> dict[tuple[str, str], float]:
         """(layer, way) -> the loss of that layer alone."""
@@ -153,6 +170,8 @@ class _Trials:
 
         def model_of(variant: tuple[str, str]) -> bytes:
             name, way = variant
+            if way in self._cures:
+                return to_bytes(self.bench.curer.remedies.written(self._cures[way], {name: Precision.INT8}))
             return self._model({name: _PRECISIONS.get(way, Precision.INT8)}, self.observers.get(way, self.bench.ranges))
 
         with job.progress.stage(title, len(variants)) as advance:

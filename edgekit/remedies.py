@@ -153,27 +153,25 @@ class Remedies:
 
     def rounded(self, cures: Cures, names: Sequence[str], precision: Precision = Precision.INT8) -> Cures:
         """Chosen codes for the weights of these layers."""
-        every = self._rounded_all(cures, 4 if precision is Precision.W4 else 8)
-        found = {(name, precision): every[name] for name in names if name in every}
+        chosen = self._chosen(cures, names, 4 if precision is Precision.W4 else 8)
+        found = {(name, precision): rounded for name, rounded in chosen.items()}
         return replace(cures, rounded={**cures.rounded, **found}) if found else cures
 
-    def _rounded_all(self, cures: Cures, bits: Bits) -> dict[str, Rounded]:
-        at = frozenset(cures.factors), bits
-        if at not in self._codes:
-            graph = self.graph_of(cures)
-            grams = scaled_grams(self.grams, self.sites, cures.factors) if cures.factors else self.grams
-            layers = [layer for layer in graph.layers if layer.name in grams]
+    def _chosen(self, cures: Cures, names: Sequence[str], bits: Bits) -> dict[str, Rounded]:
+        graph = self.graph_of(cures)
+        grams = scaled_grams(self.grams, self.sites, cures.factors) if cures.factors else self.grams
+        done = self._codes.setdefault((frozenset(cures.factors), bits), {})
+        layers = [layer for layer in graph.layers if layer.name in set(names) & grams.keys() - done.keys()]
+        if layers:
             with self._job.progress.stage(f"choose codes of {bits} bits", len(layers)) as advance, one_blas_thread():
-                made = {}
                 for layer in layers:
-                    made[layer.name] = round_layer(graph, layer, grams[layer.name], bits)
+                    done[layer.name] = round_layer(graph, layer, grams[layer.name], bits)
                     advance()
-            self._codes[at] = {name: rounded for name, rounded in made.items() if rounded is not None}
-        return self._codes[at]
+        return {name: rounded for name in names if (rounded := done.get(name)) is not None}
 
     @cached_property
-    def _codes(self) -> dict[tuple[frozenset[str], Bits], dict[str, Rounded]]:
-        """Chosen codes, by the sites whose channels are scaled, and bits."""
+    def _codes(self) -> dict[tuple[frozenset[str], Bits], dict[str, Rounded | None]]:
+        """Chosen codes (None: there are none), by the sites whose channels are scaled, and bits."""
         return {}
 
     def for_pruned(self, cures: Cures, graph: Graph, kept: Mapping[str, int], masked: Collection[str]) -> Cures:

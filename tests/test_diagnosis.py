@@ -50,6 +50,9 @@ def test_a_layer_with_outliers_is_blamed_for_its_activations(tmp_path: Path) -> 
     assert (worst.op_type, worst.share > 0.6) == ("Gemm", True)
     assert worst.weights_share is not None
     assert worst.weights_share < 0.5
+    best = worst.trials[0]
+    assert best.action == "scaled channels", "what outliers in a few channels ask for"
+    assert best.gain_db > 6
     assert sick.without_db > sick.int8_db
     assert sick.layers == tuple(sorted(sick.layers, key=lambda layer: -layer.loss))
 

@@ -1,5 +1,6 @@
 """Small networks that a board is profiled with: chains of one kind of kernel each in several shapes, and the blocks
-that real networks repeat, since kernels that follow each other share caches and are fused.
+that real networks repeat, since kernels that follow each other share caches and are fused. Those named "deep" are whole
+networks, whose weights and activations no longer fit the caches that those of a few kernels stay in.
 
 Which shapes: those that mobile networks hold, from few channels on large pictures to many on small ones, so that both
 arithmetic and memory are at times the limit (the classes of nn-Meter: Zhang et al., MobiSys 2021, section 3). Weights
@@ -134,8 +135,8 @@ def _norm(net: _Net, x: str, size: int) -> str:
     return net.op("LayerNormalization", x, net.weight(size), net.weight(size), axis=-1)
 
 
-def _encoder(name: str, tokens: int, size: int, heads: int) -> onnx.ModelProto:
-    """A transformer's layer."""
+def _encoder(name: str, tokens: int, size: int, heads: int, times: int = 1) -> onnx.ModelProto:
+    """A transformer's layers."""
     net = _Net(name, 1, tokens, size)
     x = net.input
 
@@ -143,14 +144,15 @@ def _encoder(name: str, tokens: int, size: int, heads: int) -> onnx.ModelProto:
         y = net.op("Reshape", net.linear(x, size, size), net.whole(1, tokens, heads, size // heads))
         return net.op("Transpose", y, perm=[0, 2, 1, 3])
 
-    y = _attention(net, split(), split(), split(), size // heads)
-    y = net.op("Transpose", y, perm=[0, 2, 1, 3])
-    y = net.linear(net.op("Reshape", y, net.whole(1, tokens, size)), size, size)
-    x = _norm(net, net.op("Add", x, y), size)
-    y = net.linear(x, size, 4 * size)
-    half = net.op("Mul", y, net.numbers(0.5))
-    y = net.op("Mul", half, net.op("Add", net.op("Erf", net.op("Mul", y, net.numbers(2**-0.5))), net.numbers(1.0)))
-    x = _norm(net, net.op("Add", x, net.linear(y, 4 * size, size)), size)
+    for _ in range(times):
+        y = _attention(net, split(), split(), split(), size // heads)
+        y = net.op("Transpose", y, perm=[0, 2, 1, 3])
+        y = net.linear(net.op("Reshape", y, net.whole(1, tokens, size)), size, size)
+        x = _norm(net, net.op("Add", x, y), size)
+        y = net.linear(x, size, 4 * size)
+        half = net.op("Mul", y, net.numbers(0.5))
+        y = net.op("Mul", half, net.op("Add", net.op("Erf", net.op("Mul", y, net.numbers(2**-0.5))), net.numbers(1.0)))
+        x = _norm(net, net.op("Add", x, net.linear(y, 4 * size, size)), size)
     return net.model(x)
 
 
@@ -199,6 +201,64 @@ def _gathered(name: str, channels: int, side: int) -> onnx.ModelProto:
     x = net.relu(net.conv(x, 2 * channels, channels))
     halves = [net.conv(x, channels, channels // 2), net.conv(x, channels, channels // 2, 3)]
     return net.pooled(net.relu(net.op("Concat", *halves, axis=1)))
+
+
+def _deep_mobile(name: str, side: int, widths: tuple[int, ...], times: int, excited: bool) -> onnx.ModelProto:
+    """A whole network of inverted residuals, each width at half the side of the one before; ``excited`` with hard
+    swish, squeeze and excitation (MobileNetV3), else with ReLU6 (MobileNetV2).
+    """
+    net = _Net(name, 1, 3, side, side)
+
+    def bent(y: str) -> str:
+        return net.op("HardSwish", y) if excited else net.op("Clip", y, net.numbers(0.0), net.numbers(6.0))
+
+    x = bent(net.conv(net.input, 3, widths[0], 3, 2))
+    before = widths[0]
+    for width in widths:
+        for place in range(times):
+            wide, stride = 4 * before, 2 if place == 0 else 1
+            y = bent(net.conv(x, before, wide))
+            y = bent(net.conv(y, wide, wide, 5 if excited else 3, stride, wide))
+            if excited:
+                gate = net.relu(net.conv(net.op("GlobalAveragePool", y), wide, wide // 4))
+                y = net.op("Mul", y, net.op("HardSigmoid", net.conv(gate, wide // 4, wide)))
+            y = net.conv(y, wide, width)
+            x, before = (y if place == 0 else net.op("Add", x, y)), width
+    return net.pooled(x)
+
+
+def _deep_basic(name: str, side: int, widths: tuple[int, ...]) -> onnx.ModelProto:
+    """A whole network of residual blocks (ResNet), each width at half the side of the one before."""
+    net = _Net(name, 1, 3, side, side)
+    x = net.relu(net.conv(net.input, 3, widths[0], 7, 2))
+    x = net.op("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+    before = widths[0]
+    for place, width in enumerate(widths):
+        for again in (False, True):
+            stride = 2 if place and not again else 1
+            y = net.conv(net.relu(net.conv(x, before, width, 3, stride)), width, width, 3)
+            x = net.relu(net.op("Add", y, x if stride == 1 else net.conv(x, before, width, 1, 2)))
+            before = width
+    return net.pooled(x)
+
+
+def _deep_detector(name: str, side: int, widths: tuple[int, ...]) -> onnx.ModelProto:
+    """Halved again and again, then joined on the way back up, as detectors of objects or text are."""
+    net = _Net(name, 1, 3, side, side)
+    x = net.relu(net.conv(net.input, 3, widths[0], 3, 2))
+    levels = []
+    for before, after in pairwise((widths[0], *widths)):
+        x = net.relu(net.conv(x, before, before, 3, 2, before))
+        x = net.relu(net.conv(x, before, after))
+        x = net.relu(net.conv(net.conv(x, after, after, 5, 1, after), after, after))
+        levels.append((x, after))
+    joined = widths[0]
+    top, *rest = [net.conv(x, width, joined) for x, width in reversed(levels)]
+    for lateral in rest:
+        larger = net.op("Resize", top, "", net.numbers(1.0, 1.0, 2.0, 2.0), mode="nearest")
+        top = net.relu(net.conv(net.op("Add", lateral, larger), joined, joined, 3))
+    weight = net.weight(joined, joined // 2, 2, 2, fan_in=joined)
+    return net.pooled(net.relu(net.op("ConvTranspose", top, weight, kernel_shape=[2, 2], strides=[2, 2])))
 
 
 def _pointless(name: str) -> onnx.ModelProto:
@@ -279,6 +339,17 @@ NETWORKS: Mapping[str, Callable[[str], onnx.ModelProto]] = {
     "block/encoder64x128": partial(_encoder, tokens=64, size=128, heads=4),
     "block/encoder128x384": partial(_encoder, tokens=128, size=384, heads=12),
     "block/encoder16x192": partial(_encoder, tokens=16, size=192, heads=3),
+    "deep/mobile160": partial(_deep_mobile, side=160, widths=(16, 24, 48, 96), times=2, excited=False),
+    "deep/mobile256": partial(_deep_mobile, side=256, widths=(24, 40, 80, 160), times=3, excited=False),
+    "deep/excited128": partial(_deep_mobile, side=128, widths=(16, 32, 64, 96), times=2, excited=True),
+    "deep/excited224": partial(_deep_mobile, side=224, widths=(24, 48, 96, 128), times=2, excited=True),
+    "deep/basic128": partial(_deep_basic, side=128, widths=(48, 96, 192, 256)),
+    "deep/basic224": partial(_deep_basic, side=224, widths=(32, 64, 128, 256)),
+    "deep/detector256": partial(_deep_detector, side=256, widths=(32, 64, 128, 256)),
+    "deep/detector416": partial(_deep_detector, side=416, widths=(24, 48, 96, 192)),
+    "deep/encoder64x256": partial(_encoder, tokens=64, size=256, heads=8, times=6),
+    "deep/encoder160x320": partial(_encoder, tokens=160, size=320, heads=5, times=4),
+    "deep/matmul32x1024": partial(_linears, rows=32, sizes=(1024,) * 8),
 }
 
 
