@@ -14,9 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +22,7 @@ from rich.table import Table
 import edgekit
 from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.peers import nncf_ptq
+from benchmarks.peers.samples import write_calibration
 from benchmarks.zoo import ZooEntry, prepare
 from edgekit.backends import Artifact
 from edgekit.errors import EdgekitError
@@ -38,8 +37,6 @@ from examples.packages import PackageError
 
 MAX_DROP = 0.01
 NOT_ASKED = "no --nncf-python was passed"
-# Which of NNCF's two ways suits the model; where that is not clear, both.
-TRANSFORMER = {"minilm": (True,), "pp-ocr-rec": (False, True)}
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def bench_model(
         for title, (plan, kept) in plans.items()
     }
     failures = {}
-    for transformer in TRANSFORMER.get(name, (False,)):
+    for transformer in nncf_ptq.TRANSFORMER.get(name, (False,)):
         title = "NNCF transformer" if transformer else "NNCF default"
         if nncf is None:
             failures[title] = NOT_ASKED
@@ -175,12 +172,9 @@ def _ships(title: str, plan: Mapping[str, Precision], kept: Mapping[str, int], r
 
 def _nncf(job: Job, entry: ZooEntry, folder: Path, python: Path, transformer: bool) -> Path:
     """NNCF's model, from the samples that edgekit calibrated on."""
-    samples = [job.data.calibration.sample(index) for index in range(len(job.data.calibration))]
-    arrays: dict[str, Any] = {tensor.name: np.stack([s[tensor.name] for s in samples]) for tensor in job.graph.inputs}
-    folder.mkdir(parents=True, exist_ok=True)
-    np.savez(folder / "samples.npz", **arrays)
+    samples = write_calibration(job, folder)
     path = folder / f"nncf-{'transformer' if transformer else 'default'}.xml"
-    return nncf_ptq.quantize(entry.model, folder / "samples.npz", path, python, transformer)
+    return nncf_ptq.quantize(entry.model, samples, path, python, transformer)
 
 
 def _size(path: Path) -> int:

@@ -27,6 +27,7 @@ from rich.table import Table
 
 from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.peers import aeq_static
+from benchmarks.peers.samples import write_calibration
 from benchmarks.zoo import ZooEntry, prepare
 from edgekit import toolchains
 from edgekit.backends import Artifact, tflite
@@ -139,18 +140,20 @@ def bench_model(
 
 def peer(bench: Workbench, plain: Artifact, folder: Path) -> Artifact:
     """What ai-edge-quantizer makes of the float file with the samples that edgekit calibrated on."""
-    data = bench.job.data.calibration
-    samples = [data.sample(index) for index in range(len(data))]
-    arrays: dict[str, Any] = {one.name: np.stack([s[one.name] for s in samples]) for one in bench.job.graph.inputs}
-    np.savez(folder / "samples.npz", **arrays)
-    path = folder / "model.tflite"
-    aeq_static.quantize(plain.path, folder / "samples.npz", path, toolchains.ensure("tflite"))
-    content = path.read_bytes()
-    table = {"operators": [], "weight_bytes": weight_bytes(content)}
-    (folder / "operators.json").write_text(json.dumps(table), encoding="utf-8")
-    made = tflite.artifact(folder, Precision.FP32)
-    tflite.session(made, 1, [one.name for one in bench.job.graph.outputs])(samples[0])  # or it says why not
+    job = bench.job
+    aeq_static.quantize(
+        plain.path, write_calibration(job, folder), folder / "model.tflite", toolchains.ensure("tflite")
+    )
+    made = others_artifact(folder)
+    tflite.session(made, 1, [one.name for one in job.graph.outputs])(job.data.calibration.sample(0))  # or says why not
     return made
+
+
+def others_artifact(folder: Path) -> Artifact:
+    """The ``model.tflite`` in ``folder``, which another tool made."""
+    table = {"operators": [], "weight_bytes": weight_bytes((folder / "model.tflite").read_bytes())}
+    (folder / "operators.json").write_text(json.dumps(table), encoding="utf-8")
+    return tflite.artifact(folder, Precision.FP32)
 
 
 def weight_bytes(content: bytes) -> int:

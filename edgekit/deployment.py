@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import bundle, catalog
+from edgekit import bundle, catalog, toolchains
 from edgekit.backends import Artifact
 from edgekit.blame import blame
 from edgekit.cost.interval import ratio_reach
@@ -29,7 +29,7 @@ from edgekit.reporting import html
 from edgekit.results import DeployResult, Round, VectorsCheck
 from edgekit.scoring import Score, Scorer
 from edgekit.stages import Workbench
-from edgekit.types import Kind, Mask, Precision
+from edgekit.types import Conformance, Kind, Mask, Precision
 
 RACE_S = 8.0
 # How many plans are raced before the best so far is taken.
@@ -82,6 +82,7 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     executed = conformance(bench, chosen)
     if not allow_mismatch:
         require_conformance(executed)
+    executed = _ask_the_proxy(job, executed, chosen)
     result = assemble(
         bench=bench,
         planned=chosen.planned or planned,
@@ -100,6 +101,16 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
     with job.progress.stage("write the bundle"):
         _pack(job, chosen, result, out)
     return result
+
+
+def _ask_the_proxy(job: Job, executed: Conformance, chosen: Contestant) -> Conformance:
+    """Where no board said what it executes: what a stand-in for its compiler made of the model, if it is installed."""
+    from edgekit.backends import proxy
+
+    if job.target.backend != "tensorrt" or not executed.unknown or toolchains.problem(proxy.TOOLCHAIN):
+        return executed
+    with job.progress.stage("compile with TensorRT for RTX, as a proxy"):
+        return replace(executed, unknown=f"{executed.unknown}; {proxy.remark(chosen.artifact)}")
 
 
 def _check_there(job: Job, chosen: Contestant, result: DeployResult) -> VectorsCheck:

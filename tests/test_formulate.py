@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from edgekit.backends import openvino
 from edgekit.compress.prune import prune
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable, predict_ms
-from edgekit.formulate import Planning, formulate, limits_of, memory_bytes, weight_bytes
+from edgekit.formulate import Planning, formulate, limits_of, loaded_weight_bits, memory_bytes, weight_bytes
 from edgekit.graph import Graph, live_activation_bytes, peak_activation_bytes
 from edgekit.graph.channels import find_channels
 from edgekit.graph.sizes import sizes_of
@@ -60,7 +62,8 @@ def test_what_the_planner_sums_is_what_the_parts_say(name: str, data: st.DataObj
     )
     assert totals.weight_bytes == stored
     resident = sum(
-        layer.weight_elements * BITS[chosen[layer.name]] // 8 + 4 * layer.bias_elements for layer in graph.layers
+        layer.weight_elements * loaded_weight_bits(layer, chosen[layer.name], BITS) // 8 + 4 * layer.bias_elements
+        for layer in graph.layers
     )
     assert totals.memory_bytes == resident + totals.peak_activation_bytes
     assert totals.loss == pytest.approx(sum(planning.losses[layer][p] for layer, p in chosen.items()))
@@ -116,6 +119,15 @@ def test_what_the_planner_sums_is_what_the_pruned_graph_says(name: str, data: st
 def test_weight_bytes() -> None:
     assert [weight_bytes(100, 10, p) for p in (FP32, BF16, Precision.FP16, INT8, W8)] == [440, 440, 240, 140, 140]
     assert weight_bytes(0, 0, FP32) == 0
+
+
+def test_a_matrix_that_must_be_transposed_is_held_twice_in_bf16() -> None:
+    conv, gemm = case("conv_net").graph.layers[0], replace(case("conv_net").graph.layers[0], op_type="Gemm")
+    assert loaded_weight_bits(conv, BF16, BITS) == BITS[BF16]
+    assert loaded_weight_bits(replace(gemm, weight_axis=0), BF16, BITS) == BITS[BF16]
+    assert loaded_weight_bits(replace(gemm, weight_axis=1), BF16, BITS) == 2 * BITS[BF16]
+    for precision in (FP32, INT8, W8):
+        assert loaded_weight_bits(replace(gemm, weight_axis=1), precision, BITS) == BITS[precision]
 
 
 def test_weight_only_saves_storage_and_no_memory() -> None:

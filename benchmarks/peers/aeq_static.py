@@ -16,10 +16,14 @@ from pathlib import Path
 import numpy as np
 
 
+def command(model: Path, samples: Path, out: Path, python: Path) -> list[str]:
+    """What `quantize` runs."""
+    return [str(python), "-I", __file__, str(model), str(samples), str(out)]
+
+
 def quantize(model: Path, samples: Path, out: Path, python: Path) -> Path:
     """Write the quantized model to ``out`` and return it. Raises RuntimeError with the end of what the process said."""
-    command = [str(python), "-I", __file__, str(model), str(samples), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command(model, samples, out, python), capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["it says nothing"]
         raise RuntimeError(f"ai-edge-quantizer failed: {said[-1][-300:]}")

@@ -13,7 +13,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-NAMES = ("pp-ocr-rec", "pp-ocr-det", "efficientnet-lite0", "minilm", "silero-vad", "blazeface")
+TRAINED = ("imu-cnn", "resnet18-like", "mobilenetv2-like")
+"""The entries that are trained here; beside each model lie ``torch_model.py`` and ``weights.safetensors``."""
+
+NAMES = ("pp-ocr-rec", "pp-ocr-det", "efficientnet-lite0", "minilm", "silero-vad", "blazeface", *TRAINED)
 
 METRICS = Path(__file__).resolve().parent / "metrics.py"
 """The metrics of the entries that need one of their own, given to edgekit as ``metrics.py:name``."""

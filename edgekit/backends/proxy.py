@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import toolchains
 from edgekit.backends.tensorrt import read_build, typed_model
+from edgekit.errors import EdgekitError
 from edgekit.types import Conformance, Mismatch, Precision
 
 if TYPE_CHECKING:
@@ -69,6 +70,19 @@ def compile_proxy(compiled: Artifact) -> ProxyReport:
         document["activation_bytes"] or 0,
         document["build_s"],
     )
+
+
+def remark(compiled: Artifact) -> str:
+    """What a report says of the proxy, where no board could be asked."""
+    named = "TensorRT for RTX, a proxy (compiled for compute capability 8.6, run by nobody)"
+    try:
+        report = compile_proxy(compiled)
+    except EdgekitError as error:
+        return f"{named}, failed: {error}"
+    if not report.accepted:
+        return f"{named}, refused the model: {report.reason}"
+    found = report.conformance
+    return f"{named}, took the model, {found.matched} of {found.planned} layers in the planned type"
 
 
 def compiled_types(rows: Sequence[Mapping[str, Any]], build: Mapping[str, Any]) -> dict[str, str]:

@@ -12,8 +12,8 @@ runtimes share less (LiteRT) or about as much (TensorRT).
 - An elementwise result takes the place of the first tensor that it is computed from, where nothing else reads any of
   them. A residual Add right after a convolution is part of that: it adds to the tensor that is there already.
 
-What this does not know: layouts that only some kernels want, and how sums of int8 layers chain where these are read as
-they are. Where the blocks then lie, and which holes that leaves, is told in `packing`.
+What this does not know: layouts that only some kernels want. Which tensors are 8 bit wide is decided before
+(`lowering`); where the blocks then lie, and which holes that leaves, is told in `packing`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from edgekit.graph.flow import Flow, is_op
 from edgekit.graph.layers import elements_of, shape_of
-from edgekit.graph.passes import ELEMENTWISE_OPS, Pass, find_passes
+from edgekit.graph.passes import ELEMENTWISE_OPS, QUANTIZE, Pass, find_passes
 
 # fmt: off
 _LAYOUT_OPS = ELEMENTWISE_OPS | {
@@ -32,7 +32,7 @@ _LAYOUT_OPS = ELEMENTWISE_OPS | {
     "Split",
 }
 # fmt: on
-_KERNEL_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+KERNEL_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 VIEW_OPS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 
@@ -75,9 +75,9 @@ class Buffer:
         return [name for phase in self.phases for name in phase.members]
 
 
-def allocate(flow: Flow, model_inputs: tuple[str, ...], in_both: frozenset[str] = frozenset()) -> tuple[Buffer, ...]:
-    """The buffers of a model, in the order in which they are first written. The values ``in_both`` come out in two
-    widths at once, and such are written over nothing.
+def allocate(flow: Flow, model_inputs: tuple[str, ...], together: frozenset[str] = frozenset()) -> tuple[Buffer, ...]:
+    """The buffers of a model, in the order in which they are first written. The nodes named ``together`` are computed
+    in one pass with what they read: several results come out at once, and such are written over nothing.
     """
     buffers: list[Buffer] = []
     owner: dict[str, Buffer] = {}
@@ -138,7 +138,8 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...], in_both: frozenset[str] 
             elif (
                 group is not None
                 and group.elementwise
-                and name not in in_both
+                and not together.intersection(flow.nodes[reader].name or "" for reader in flow.readers[name])
+                and node.name not in together
                 and takes_the_place_of(name, group.steps, group.sources)
             ):
                 place = owner[group.sources[0]]
@@ -149,7 +150,8 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...], in_both: frozenset[str] 
             else:
                 new(name, step)
         for source in group.sources if group is not None and step == group.last else ():
-            owner[source].until = max(owner[source].until, step)
+            until = [at for o in node.outputs for at in flow.readers[o.name or ""] if flow.nodes[at].name in together]
+            owner[source].until = max([owner[source].until, step, *until])
     for buffer in buffers:
         _finish(buffer, flow)
     return (*buffers, *_relaid(flow, model_inputs))
@@ -182,7 +184,9 @@ def _relaid(flow: Flow, model_inputs: tuple[str, ...]) -> list[Buffer]:
         phases = [Phase(first, (), [name])]
         copies.append(Buffer(elements_of(value), dtype, first, last, phases, is_relaid=True, readers=readers))
 
-    for name in model_inputs:
+    # What is quantized of a model input still has the input's layout.
+    quantized = {at for name in model_inputs for at in flow.readers[name] if is_op(flow.nodes[at], QUANTIZE)}
+    for name in (*model_inputs, *(flow.nodes[at].outputs[0].name or "" for at in sorted(quantized))):
         steps = {step for step in flow.readers[name] if is_op(flow.nodes[step], "Conv", "ConvTranspose")}
         if steps and _has_layout(flow.values[name]):
             copy(name, min(steps), max(flow.readers[name]), set(flow.readers[name]))
@@ -199,7 +203,7 @@ def _has_layout(value: ir.Value) -> bool:
 
 def _done_by_maker(flow: Flow, group: Pass, buffer: Buffer) -> bool:
     """Whether a matrix kernel does the elementwise function of its result as well."""
-    made = any(is_op(flow.nodes[step], *_KERNEL_OPS) for step in buffer.phases[-1].makers)
+    made = any(is_op(flow.nodes[step], *KERNEL_OPS) for step in buffer.phases[-1].makers)
     return made and len(group.sources) == 1 and not any(is_op(flow.nodes[step], "Softmax") for step in group.steps)
 
 

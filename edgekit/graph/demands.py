@@ -90,13 +90,13 @@ def quantizable_adds(flow: Flow, layers: frozenset[str]) -> dict[int, frozenset[
                 needed |= {maker.name}
             else:
                 needed = needed | found[place[maker]] if place[maker] in found else None
-        fed = _fed(node, layers) if needed else frozenset()
+        fed = layers_fed_by(node, layers) if needed else frozenset()
         if needed and fed:  # what no layer reads, directly or summed with others, is put out in float
             found[step] = needed | fed if len(fed) == 1 else needed
     return found
 
 
-def _fed(node: ir.Node, layers: frozenset[str]) -> frozenset[str]:
+def layers_fed_by(node: ir.Node, layers: frozenset[str]) -> frozenset[str]:
     """The layers that read a node's result as it is, or summed with others."""
     found, seen, waiting = set[str](), {node}, [node]
     while waiting:

@@ -30,12 +30,12 @@ class Flow:
     sums: dict[int, tuple[int, str]]
 
 
-def flow_of(model: ir.Model, alone: frozenset[str] = frozenset()) -> Flow:
+def flow_of(model: ir.Model, alone: frozenset[str] = frozenset(), together: frozenset[str] = frozenset()) -> Flow:
     """Read the data flow of the top-level graph; what subgraphs capture counts as read by their node. The convolutions
-    named ``alone`` add to nothing by the way.
+    named ``alone`` add to nothing by the way. Nodes named ``together`` come right after what they read.
     """
-    sums = _sums(model, alone)
-    nodes = _execution_order(model, sums)
+    sums = sums_of(model, alone)
+    nodes = _execution_order(model, sums, together)
     values = {v.name: v for v in (*model.graph.inputs, *(o for node in nodes for o in node.outputs)) if v.name}
     readers: dict[str, list[int]] = {name: [] for name in values}
     reads = []
@@ -58,7 +58,7 @@ def is_op(node: ir.Node, *ops: str) -> bool:
 Sums = Mapping[ir.Node, tuple[ir.Node, ir.Value]]
 
 
-def _sums(model: ir.Model, alone: frozenset[str]) -> Sums:
+def sums_of(model: ir.Model, alone: frozenset[str] = frozenset()) -> Sums:
     """Convolutions that add their result to what a tensor already holds, each with the Add and that tensor.
 
     That is a residual Add of two tensors of one shape, of which one comes straight from a convolution that nothing
@@ -99,7 +99,7 @@ def _depends(node: ir.Node, on: ir.Node) -> bool:
     return False
 
 
-def _execution_order(model: ir.Model, sums: Sums) -> tuple[ir.Node, ...]:
+def _execution_order(model: ir.Model, sums: Sums, together: frozenset[str]) -> tuple[ir.Node, ...]:
     """Every node once, after all that it depends on."""
     own = set(model.graph)
     done: dict[ir.Node, None] = {}
@@ -119,12 +119,16 @@ def _execution_order(model: ir.Model, sums: Sums) -> tuple[ir.Node, ...]:
             if missing:
                 stack.append(missing[0])
             else:
-                done.update(dict.fromkeys(_at_once(stack.pop())))
+                done.update(dict.fromkeys(_at_once(stack.pop(), together)))
     return tuple(done)
 
 
-def _at_once(node: ir.Node) -> list[ir.Node]:
-    """The node, with all others that cut the same tensor where these are slices that it falls into: that is a Split."""
+def _at_once(node: ir.Node, together: frozenset[str]) -> list[ir.Node]:
+    """The node, with all others that cut the same tensor where these are slices that it falls into: that is a Split.
+    Or with those that are computed ``together`` with what they read.
+    """
+    if followers := [user for o in node.outputs for user in o.consumers() if user.name in together]:
+        return [node, *followers]
     value = node.inputs[0] if is_op(node, "Slice") else None
     if value is None:
         return [node]

@@ -1,18 +1,20 @@
 """Which activations are in memory at which execution step, and how many bytes that is for given precisions.
 
-How values share memory is told in `buffers`, which width a reader wants in `demands`. The rest is what OpenVINO's CPU
-plugin does where widths meet (read from its runtime model, compared with its arena in `benchmarks/memory.py`):
+How values share memory is told in `buffers`, which width a reader wants in `demands`. For given precisions every tensor
+has one width, and what is held is what OpenVINO's CPU plugin holds of the graph that is left then (`lowering`).
+
+A planner needs it before the precisions are known: as a sum over tensors, each wide or narrow by what some layers are.
+For that, without precisions, these rules are counted:
 
 - An int8 layer puts out 8 bit where all readers want that, and float otherwise; a float layer always puts out float.
   Elementwise functions, pooling and other operators put out whichever is wanted, both at once if need be.
 - Where a layer put out float and an int8 reader comes, a copy in 8 bit is made right before that reader: both are in
   memory then. The float one goes when nothing else reads it.
-- An int8 convolution does not add to a float tensor by the way: its result is there beside that tensor.
-
 - An int8 convolution does not add to a float tensor by the way: its result is there beside that tensor. The sum takes
   the place of the first of them where nothing else ever reads either, and memory of its own otherwise.
 
-What this does not know: what `buffers` does not know.
+What those rules do not know: concatenations that quantize their operands once more, and views and poolings that run
+twice, in float and in 8 bit. A plan is measured by its arena afterwards.
 """
 
 from __future__ import annotations
@@ -24,9 +26,10 @@ from typing import Literal, NamedTuple
 import onnx_ir as ir
 
 from edgekit.graph.buffers import Buffer, Phase, allocate
-from edgekit.graph.demands import NOTHING, Demand, both, find_demands, of_readers, quantizable_adds
+from edgekit.graph.demands import NOTHING, Demand, both, find_demands, quantizable_adds
 from edgekit.graph.flow import Flow, flow_of
 from edgekit.graph.load import Graph
+from edgekit.graph.lowering import lowered
 from edgekit.graph.packing import Block, packed_bytes
 from edgekit.graph.passes import Pass, find_passes
 from edgekit.types import Precision
@@ -71,10 +74,12 @@ def live_steps(
     """The tensors, and for each execution step the indices of those that are in memory then. Each node has two steps:
     what it reads is brought into its width, and it is computed.
 
-    Which convolutions add to a tensor by the way decides the order, and that is known for given ``precisions`` only.
-    Without them it is as if all were float, and what int8 takes more is counted in that order: what a planner counts.
+    With ``precisions`` the nodes are those of the graph that is left then, quantizers included, in their order. Without
+    them the order is as if all were float, and what int8 takes more is counted in it: what a planner counts.
     """
-    flow = _flow(graph, precisions or {})
+    if precisions is not None:
+        return _lowered_steps(graph, frozenset(n for n, p in precisions.items() if p is Precision.INT8))
+    flow = flow_of(graph.model)
     memory = _Memory(
         flow,
         {layer.name: layer.inputs for layer in graph.layers},
@@ -85,8 +90,7 @@ def live_steps(
     order = {layer.name: place for place, layer in enumerate(graph.layers)}
     numbers: dict[tuple[int, int, LiveTensor], int] = {}
     live: list[set[int]] = [set() for _ in range(2 * len(flow.nodes))]
-    in_both = _in_both(memory, precisions or {})
-    buffers = allocate(flow, tuple(tensor.name for tensor in graph.inputs), in_both)
+    buffers = allocate(flow, tuple(tensor.name for tensor in graph.inputs))
     for place, buffer in enumerate(buffers):
         relaid = any(other.phases[0].members == buffer.members for other in buffers[place + 1 :])
         width = max(1, buffer.dtype.bitwidth // 8)
@@ -110,33 +114,36 @@ def live_steps(
     return tuple(tensor for *_, tensor in numbers), tuple(tuple(sorted(indices)) for indices in live)
 
 
-def _flow(graph: Graph, precisions: Mapping[str, Precision]) -> Flow:
-    """The order in which a runtime executes the graph in these precisions."""
-    flow = flow_of(graph.model)
-    adds = quantizable_adds(flow, frozenset(layer.name for layer in graph.layers))
-    int8 = {name for name, precision in precisions.items() if precision is Precision.INT8}
-    names = {flow.nodes[conv].name or "": adds.get(add) for conv, (add, _) in flow.sums.items()}
-    alone = frozenset(name for name, needed in names.items() if name in int8 and not (needed and needed <= int8))
-    return flow_of(graph.model, alone) if alone else flow
-
-
-def _in_both(memory: _Memory, precisions: Mapping[str, Precision]) -> frozenset[str]:
-    """Results of elementwise functions that are read in float and in 8 bit."""
-    int8 = {name for name, precision in precisions.items() if precision is Precision.INT8}
-    nodes = memory.flow.nodes
-    # Results of kernels, which do the function themselves; an int8 one that sums leaves it to a pass of its own.
-    kernels = {o.name for node in nodes if (node.name or "") in memory.layers for o in node.outputs}
-    sums = memory.flow.sums.items()
-    kernels |= {nodes[add].outputs[0].name for conv, (add, _) in sums if nodes[conv].name not in int8}
-    found = set()
-    for one in memory.passes.values():
-        (name,) = (o.name or "" for o in memory.flow.nodes[one.last].outputs)
-        wanted = of_readers(memory.flow, name, memory.demands) if one.elementwise else NOTHING
-        in_float = wanted.float_if is None or not wanted.float_if <= int8
-        by_kernel = len(one.sources) == 1 and one.sources[0] in kernels
-        if in_float and not by_kernel and not wanted.int8_if.isdisjoint(int8):
-            found.add(name)
-    return frozenset(found)
+def _lowered_steps(graph: Graph, int8: frozenset[str]) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, ...], ...]]:
+    """`live_steps` of the graph that is left once the layers named ``int8`` are so: every tensor has one width."""
+    low = lowered(graph, int8)
+    flow = low.flow
+    tensors: list[LiveTensor] = []
+    live: list[list[int]] = [[] for _ in range(2 * len(flow.nodes))]
+    buffers = allocate(flow, tuple(tensor.name for tensor in graph.inputs), low.together)
+    relaid = {name: buffer.first for buffer in buffers if buffer.is_relaid for name in buffer.members}
+    for place, buffer in enumerate(buffers):
+        kept = not buffer.is_relaid and (buffer.is_input or not flow.outputs.isdisjoint(buffer.members))
+        name = buffer.members[-1]
+        width = max(1, buffer.dtype.bitwidth // 8)
+        tensors.append(
+            LiveTensor(
+                name=low.origins.get(name, name),
+                elements=buffer.elements,
+                large_bytes=width,
+                small_bytes=0,
+                deciders=(),
+                domain="float",
+                is_float=buffer.dtype == ir.DataType.FLOAT and not kept,
+                buffer=-1 if kept else place,
+            )
+        )
+        first, last = 2 * buffer.first + (not kept), 2 * buffer.last + 1
+        if name in low.origins and name in relaid:  # quantized, and then laid out for a convolution
+            first, last = (2 * buffer.first, last) if buffer.is_relaid else (first, 2 * relaid[name])
+        for step in range(first, last + 1):
+            live[step].append(place)
+    return tuple(tensors), tuple(tuple(indices) for indices in live)
 
 
 def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision], base: Precision = Precision.FP32) -> int:

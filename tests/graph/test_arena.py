@@ -44,9 +44,8 @@ def random_net(chance: random.Random) -> onnx.ModelProto:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("share_int8", "least"), [(0.0, 24), (0.5, 18), (1.0, 10)])
-def test_random_nets_within_five_percent(share_int8: float, least: int, tmp_path: Path) -> None:
-    close = 0
+@pytest.mark.parametrize("share_int8", [0.0, 0.5, 1.0])
+def test_random_nets_within_one_percent(share_int8: float, tmp_path: Path) -> None:
     for seed in range(NETS):
         chance = random.Random(seed)
         graph = load_model(random_net(chance), tmp_path)
@@ -58,6 +57,4 @@ def test_random_nets_within_five_percent(share_int8: float, least: int, tmp_path
             pytest.skip(str(error))
         outside = 4 * sum(math.prod(tensor.shape) for tensor in (*graph.inputs, *graph.outputs))
         predicted = peak_activation_bytes(graph, chosen) - outside
-        print(seed, share_int8, predicted, arena, round(predicted / arena - 1, 3))
-        close += abs(predicted - arena) <= max(SLACK, 0.05 * arena)
-    assert close >= least  # of NETS; sums of int8 layers that are read as they are is what is not known yet
+        assert abs(predicted - arena) <= max(SLACK, 0.01 * arena), (seed, predicted, arena)

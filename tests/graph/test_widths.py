@@ -101,24 +101,11 @@ def predicted(graph: Graph, chosen: dict[str, Precision]) -> int:
     return peak_activation_bytes(graph, chosen) - 4 * outside
 
 
-@pytest.mark.parametrize("net", [chain, squeeze_excite, sum_of_siblings, sum_with_what_others_read])
+@pytest.mark.parametrize("net", [chain, squeeze_excite, branches, residual, sum_of_siblings, sum_with_what_others_read])
 def test_every_mix_is_what_openvino_allocates(net: Callable[[], onnx.ModelProto], tmp_path: Path) -> None:
     graph = load_model(net(), tmp_path)
     for chosen in mixes(graph):
         assert abs(measured(graph, chosen) - predicted(graph, chosen)) <= SLACK, chosen
-
-
-@pytest.mark.parametrize("net", [branches, residual])
-def test_every_mix_fits_but_for_the_holes_that_packing_leaves(
-    net: Callable[[], onnx.ModelProto], tmp_path: Path
-) -> None:
-    graph = load_model(net(), tmp_path)
-    exact = 0
-    for chosen in mixes(graph):
-        arena, live = measured(graph, chosen), predicted(graph, chosen)
-        assert abs(arena - live) <= 0.18 * arena, chosen
-        exact += abs(arena - live) <= SLACK
-    assert exact >= 10  # of 16
 
 
 def test_operands_of_a_sum_that_no_layer_reads_are_float(tmp_path: Path) -> None:
