@@ -20,9 +20,10 @@ class Target:
 
     ``precisions`` are what the backend may try; what loses on the device is dropped when it is probed. ``runtime`` is a
     requirement in the notation of PEP 508. ``sparsity`` says what gains from zeros among the weights: "unstructured"
-    where weights may be stored compressed and expanded at load, so that ``--size`` counts the compressed bytes; "2:4"
-    where kernels skip two of any four, by the profile's ``sparse_speedup``. ``releases`` are those of its system
-    software that the model is made for, where they decide what it may hold (`edgekit.releases`).
+    where weights may be stored compressed and expanded at load, so that ``--size`` counts the compressed bytes (and few
+    values for the weights save size as well); "2:4" where kernels skip two of any four, by the profile's
+    ``sparse_speedup``. ``releases`` are those of its system software that the model is made for, where they decide what
+    it may hold (`edgekit.releases`).
     """
 
     name: str

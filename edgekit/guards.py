@@ -33,7 +33,7 @@ _RESOLVED = 0.01
 @dataclass(frozen=True)
 class Contestant:
     """A candidate with its artifact and score; ``planned`` is None for the uniform ones. ``kept`` are the channels that
-    stay in the groups that lose some, ``masks`` the layers with zeros among their weights.
+    stay in the groups that lose some, ``masks`` what layers' weights are held to.
     """
 
     name: str

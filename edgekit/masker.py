@@ -1,5 +1,5 @@
-"""A job's layers with zeros among their weights: re-solved, measured by what they lose and store, and kept in the cache
-under the digest of what they depend on.
+"""A job's layers with zeros among their weights or few values for them: re-solved, measured by what they lose and
+store, and kept in the cache under the digest of what they depend on.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekit import cache
+from edgekit.compress.codebooks import Book, can_take_codebook, hold_to_codebook
 from edgekit.compress.grams import collect_grams
 from edgekit.compress.masks import (
     Masked,
     Pattern,
     Score,
     apply_mask,
+    can_be_masked,
     compressed_bytes,
     make_masks,
     put_masked,
@@ -34,9 +36,20 @@ from edgekit.sensitivity import SENSITIVITY_SAMPLES, losses_of
 from edgekit.types import Layer, Mask, Precision
 
 if TYPE_CHECKING:
+    from edgekit.compress.grams import Gram
     from edgekit.compress.observers import Range
 
 PATTERNS: Mapping[Mask, Pattern] = {Mask.HALF: 0.5, Mask.THREE_QUARTERS: 0.75, Mask.TWO_OF_FOUR: "2:4"}
+CODEBOOKS: Mapping[Mask, Book] = {
+    Mask.SIXTEEN_VALUES: "16 values",
+    Mask.FIFTEEN_STEPS: "15 steps",
+    Mask.FOUR_VALUES: "4 values",
+    Mask.POWERS_OF_TWO: "powers of two",
+    Mask.TERNARY: "ternary",
+    Mask.BINARY: "binary",
+}
+# Codes of these precisions take few values; floats with few values and a scale for each channel hardly repeat.
+_WITH_CODES = (Precision.INT8, Precision.W8)
 _SCORE: Score = "obs"
 # Raised when the meaning of a cached entry changes.
 _VERSION = 2
@@ -47,7 +60,9 @@ Variant = tuple[str, Precision, Mask]
 
 @dataclass(frozen=True)
 class Masker:
-    """Masks layers of one job's graph, or of a pruned one, on the samples and moments of its `Pruner`."""
+    """Holds layers of one job's graph, or of a pruned one, to masks and codebooks, on the samples and moments of its
+    `Pruner`.
+    """
 
     pruner: Pruner
 
@@ -55,7 +70,7 @@ class Masker:
         return self.pruner.key(masks=_VERSION, score=_SCORE, **parts)
 
     def masked(self, graph: Graph, masks: Mapping[str, Mask]) -> Graph:
-        """The graph with these layers masked, each re-solved alone on what it reads in ``graph``."""
+        """The graph with these layers held to their masks, each re-solved alone on what it reads in ``graph``."""
         return put_masked(graph, self._solved(graph, masks)) if masks else graph
 
     def _solved(self, graph: Graph, masks: Mapping[str, Mask]) -> dict[str, Masked]:
@@ -71,8 +86,7 @@ class Masker:
                 grams = self.pruner.grams if whole else collect_grams(graph, missing, samples)
                 with job.progress.stage("re-solve masked layers", len(missing)) as advance:
                     for name in missing:
-                        stay = make_masks(graph, {name: PATTERNS[masks[name]]}, _SCORE, grams)[name]
-                        known[name] = solve_mask(graph, name, stay, grams.get(name))
+                        known[name] = _solve(graph, name, masks[name], grams.get(name))
                         cache.write_arrays("masks", keys[name], _stored(known[name]))
                         advance()
         return {name: known[name] for name in masks}
@@ -91,7 +105,8 @@ class Masker:
         known = {v: float(found) for v in variants if (found := cache.read_json("losses", keys[v])) is not None}
         missing = [variant for variant in variants if variant not in known]
         if missing:
-            solved = {mask: self._solved(graph, {n: mask for n, _, m in missing if m is mask}) for mask in PATTERNS}
+            asked = dict.fromkeys(mask for _, _, mask in missing)
+            solved = {mask: self._solved(graph, {n: mask for n, _, m in missing if m is mask}) for mask in asked}
 
             def model_of(variant: Variant) -> bytes:
                 name, precision, mask = variant
@@ -120,6 +135,16 @@ class Masker:
         }
 
 
+def able_to(graph: Graph, mask: Mask) -> tuple[str, ...]:
+    """The layers that can be held to a mask."""
+    return can_take_codebook(graph) if mask.is_codebook else can_be_masked(graph)
+
+
+def can_pay(mask: Mask, precision: Precision) -> bool:
+    """Whether a mask can save anything in this precision."""
+    return not mask.is_codebook or precision in _WITH_CODES
+
+
 def layer_bytes(graph: Graph, layer: Layer, precision: Precision) -> int:
     """What a layer's parameters take compressed: quantized weights with a scale and a zero point for each output
     channel, all else in float32.
@@ -140,12 +165,22 @@ def layer_bytes(graph: Graph, layer: Layer, precision: Precision) -> int:
 
 
 def masked_bytes(graph: Graph, precisions: Mapping[str, Precision], masks: Mapping[str, Mask]) -> int:
-    """What a plan's weights take compressed, as far as it can be told without samples: the smallest weights go, and
-    none is re-solved.
+    """What a plan's weights take compressed, as far as it can be told without samples: the smallest weights go, others
+    take their nearest value, and none is re-solved.
     """
-    patterns = {name: PATTERNS[mask] for name, mask in masks.items()}
+    patterns = {name: PATTERNS[mask] for name, mask in masks.items() if not mask.is_codebook}
     made = apply_mask(graph, make_masks(graph, patterns, "magnitude"))
+    known = can_take_codebook(made)
+    books = {name: CODEBOOKS[mask] for name, mask in masks.items() if mask.is_codebook and name in known}
+    made = put_masked(made, {name: hold_to_codebook(made, name, book, None) for name, book in books.items()})
     return sum(layer_bytes(made, layer, precisions[layer.name]) for layer in made.layers)
+
+
+def _solve(graph: Graph, name: str, mask: Mask, gram: Gram | None) -> Masked:
+    if mask.is_codebook:
+        return hold_to_codebook(graph, name, CODEBOOKS[mask], gram)
+    stay = make_masks(graph, {name: PATTERNS[mask]}, _SCORE, {} if gram is None else {name: gram})[name]
+    return solve_mask(graph, name, stay, gram)
 
 
 def _stored(masked: Masked) -> dict[str, np.ndarray]:

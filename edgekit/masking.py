@@ -1,4 +1,4 @@
-"""What zeros among the weights offer to a plan: what each option stores and loses, and what it gains in time."""
+"""What masks and codebooks of the weights offer to a plan: what each option stores and loses, what it gains in time."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What is offered to a plan: keep counts that fill steps of the device, lose little enough, and save time; zeros among
-the weights where they save size or time.
+the weights where they save size or time, and few values for them where they save size.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from edgekit.compress.masks import can_be_masked
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable
+from edgekit.masker import able_to, can_pay
 from edgekit.masking import MaskTables, Option
 from edgekit.pruning import PruningTables, fit_tables, keep_counts
 from edgekit.results import DroppedOption
@@ -21,6 +21,17 @@ from edgekit.types import Mask, Precision
 HOPELESS_LOSS = 0.05
 # Of the whole model's latency: what saves less is not resolved by any race.
 WORTHWHILE = 0.001
+# What saves size alone, and the milder one that must not have been hopeless before it is tried.
+_SMALLER: Mapping[Mask, Mask | None] = {
+    Mask.HALF: None,
+    Mask.THREE_QUARTERS: Mask.HALF,
+    Mask.SIXTEEN_VALUES: None,
+    Mask.POWERS_OF_TWO: Mask.SIXTEEN_VALUES,
+    Mask.FIFTEEN_STEPS: Mask.SIXTEEN_VALUES,
+    Mask.FOUR_VALUES: Mask.FIFTEEN_STEPS,
+    Mask.TERNARY: Mask.FOUR_VALUES,
+    Mask.BINARY: Mask.TERNARY,
+}
 
 
 def offer_pruning(
@@ -105,42 +116,46 @@ def _worthwhile(tables: PruningTables, table: CostTable) -> tuple[PruningTables,
 def offer_masks(
     bench: Workbench, table: CostTable, base_loss: float, compressed: bool
 ) -> tuple[MaskTables | None, tuple[DroppedOption, ...]]:
-    """What zeros among the weights offer on this target: time, where its profile says so (2:4); and size, where the
-    weights are to be stored ``compressed``. None where neither.
+    """What masks and codebooks offer on this target: time, where its profile says so (2:4); and size, where the weights
+    are to be stored ``compressed``. None where neither.
 
-    ``base_loss`` is what each layer loses by the float precision of the model. Half of a layer's weights go first, and
-    three quarters only where that was not hopeless.
+    ``base_loss`` is what each layer loses by the float precision of the model. Milder ones go first, and what leaves
+    less only where they were not hopeless.
     """
     job, masker = bench.job, bench.masker
-    wanted = [Mask.HALF, Mask.THREE_QUARTERS] if compressed else []
+    wanted = list(_SMALLER) if compressed else []
     if "2:4" in job.target.sparsity and job.profile.sparse_speedup > 1:
         wanted.append(Mask.TWO_OF_FOUR)
     if not wanted:
         return None, ()
     offered = {layer.name: list(table.latency_ms[layer.name]) for layer in job.graph.layers}
-    able = can_be_masked(job.graph)
+    names = set(offered)
     stored: dict[str, dict[Option, int]] = {}
     least, worth, other_bytes = dict[str, int](), 0.0, 0
     if compressed:
         stored = _stored_bytes(bench, dict.fromkeys(offered, Mask.NONE), offered)
         least = {name: min(row.values()) for name, row in stored.items()}
         worth = WORTHWHILE * sum(least.values())
-        able = tuple(name for name in able if least[name] > worth)
+        names = {name for name in names if least[name] > worth}
         smallest = {name: min(row, key=lambda option: row[option])[0] for name, row in stored.items()}
         whole = bench.artifact(smallest, table.base, compressed=True).weight_bytes
         other_bytes = max(0, math.ceil((whole - sum(least.values())) / len(least)))
     losses: dict[str, dict[Option, float]] = {}
     dropped: list[DroppedOption] = []
     for mask in wanted:
+        milder = _SMALLER.get(mask)
         trying = [
             (name, precision, mask)
-            for name in able
+            for name in able_to(job.graph, mask)
             for precision in offered[name]
-            if mask is not Mask.THREE_QUARTERS or (precision, Mask.HALF) in losses.get(name, {})
+            if name in names and can_pay(mask, precision)
+            if milder is None or (precision, milder) in losses.get(name, {})
         ]
         if compressed:
-            masked = _stored_bytes(bench, dict.fromkeys((name for name, _, _ in trying), mask), offered)
-            for name, row in masked.items():
+            tried: dict[str, list[Precision]] = {}
+            for name, precision, _ in trying:
+                tried.setdefault(name, []).append(precision)
+            for name, row in _stored_bytes(bench, dict.fromkeys(tried, mask), tried).items():
                 stored[name] |= row
         if mask is not Mask.TWO_OF_FOUR:  # else it gains time, whatever its size
             trying = [(n, p, m) for n, p, m in trying if stored[n][p, m] < least[n] - worth]
@@ -149,7 +164,8 @@ def offer_masks(
                 losses.setdefault(name, {})[precision, mask] = loss + base_loss
             else:
                 reason = f"alone adds noise of {loss:.2g} of the signal"
-                dropped.append(DroppedOption(f"{mask.value} zeros in {precision.value}", name, reason))
+                what = mask.value if mask.is_codebook else f"{mask.value} zeros"
+                dropped.append(DroppedOption(f"{what} in {precision.value}", name, reason))
     return MaskTables(losses, stored, other_bytes, job.profile.sparse_speedup), tuple(dropped)
 
 

@@ -128,7 +128,7 @@ def _refined(bench: Workbench, scorer: Scorer, measured: Measured, pruning: Prun
     realise, measure, correct the tables and plan again. The faster of the two counts.
 
     A plan of bits alone needs no such rounds: its tables were measured as they are used, and the race is its judge.
-    Where none fits the size budget, weights are stored compressed, with zeros among them.
+    Where none fits the size budget, weights are stored compressed, with zeros among them or few values for them.
     """
     bits: Planned | None = None
     try:
@@ -256,8 +256,8 @@ def _formulated(bench: Workbench, measured: Measured, pruning: PruningTables | N
 
 
 def _compressed(bench: Workbench, measured: Measured) -> Measured | None:
-    """The same where weights are stored compressed and may be masked for it; None where the target knows no such
-    weights, or size is not what makes the budget too tight.
+    """The same where weights are stored compressed and may be held to masks and codebooks for it; None where the target
+    knows no such weights, or size is not what makes the budget too tight.
     """
     job = bench.job
     if job.budget.weight_bytes is None or "unstructured" not in job.target.sparsity:
@@ -266,7 +266,7 @@ def _compressed(bench: Workbench, measured: Measured) -> Measured | None:
         solve(_formulated(bench, measured, None).problem, limits_of(replace(job.budget, weight_bytes=None)))
     except InfeasibleError:
         return None
-    job.progress.note("no plan fits the size budget: its weights are to be stored compressed, with zeros among them")
+    job.progress.note("no plan fits the size budget: weights are to be stored compressed, with zeros or few values")
     masks, dropped = offer_masks(bench, measured.table, measured.base_loss, compressed=True)
     _tell(bench, dropped)
     return replace(measured, masks=masks, dropped=measured.dropped + dropped)

@@ -105,7 +105,10 @@ def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCos
     stored = sum(weight_bytes(one.weight_elements, one.bias_elements, precisions[one.name]) for one in graph.layers)
     if isinstance(wanted, PlanFile) and wanted.compressed:
         stored = masked_bytes(graph, precisions, wanted.masks)
-        notes.append("weights counted compressed, with the smallest masked: what a plan stores differs by its samples")
+        notes.append(
+            "weights counted compressed, the smallest masked and the others at their nearest value where a codebook is "
+            "planned: what a plan stores differs by its samples"
+        )
     latency = _latency(bench, table, graph, precisions)
     return PredictedCost(
         model=job.model_path.name,

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from edgekit import cache, forecast, toolchains
+from edgekit import cache, deflate, forecast, toolchains
 from edgekit.backends import Artifact
 from edgekit.compress.cures import NO_CURES, Cures, shifted
 from edgekit.compress.half import label_types
@@ -85,7 +85,7 @@ class Workbench:
 
     @cached_property
     def masker(self) -> Masker:
-        """What puts zeros among the weights."""
+        """What puts zeros among the weights, or holds them to few values."""
         return Masker(self.pruner)
 
     @cached_property
@@ -209,7 +209,7 @@ class Workbench:
 
     def _converted(self, content: bytes, base: Precision, compressed: bool = False) -> Artifact:
         adapter = self.job.device.backend
-        stored: dict[str, Any] = {"compressed": True} if compressed else {}
+        stored: dict[str, Any] = {"compressed": deflate.VERSION} if compressed else {}
         if adapter.TOOLCHAIN:
             stored |= {**self._toolchain, "base": base.value}
         if adapter.types_floats:

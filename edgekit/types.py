@@ -31,12 +31,26 @@ class Precision(StrEnum):
 
 
 class Mask(StrEnum):
-    """Which of a layer's weights are zero: none, a share of them anywhere, or two of any four neighbours."""
+    """What holds a layer's weights to less than its precision gives them. Masks: which of them are zero, a share of
+    them anywhere or two of any four neighbours. Codebooks: the few values that they may take, for each output channel
+    times a scale. All but 2:4 save size alone, where weights are stored compressed.
+    """
 
     NONE = "none"
     HALF = "50%"
     THREE_QUARTERS = "75%"
     TWO_OF_FOUR = "2:4"
+    SIXTEEN_VALUES = "16 values"
+    FIFTEEN_STEPS = "15 steps"
+    FOUR_VALUES = "4 values"
+    POWERS_OF_TWO = "powers of two"
+    TERNARY = "ternary"
+    BINARY = "binary"
+
+    @property
+    def is_codebook(self) -> bool:
+        """Whether it says which values the weights take, not which are zero."""
+        return self not in (Mask.NONE, Mask.HALF, Mask.THREE_QUARTERS, Mask.TWO_OF_FOUR)
 
 
 class Kind(StrEnum):
@@ -123,7 +137,7 @@ class MetricResult:
 @dataclass(frozen=True)
 class LayerChoice:
     """What the plan decided for one layer. ``keep`` is the kept share of its output channels, ``mask`` says which of
-    its weights are zero.
+    its weights are zero or which values they take.
     """
 
     name: str
@@ -188,7 +202,7 @@ class Plan:
         return {g.name: g.kept for g in self.groups if g.kept < g.channels}
 
     def masks(self) -> dict[str, Mask]:
-        """Layer name -> which weights are zero, of the layers that have such."""
+        """Layer name -> which weights are zero or which values they take, of the layers that are held to that."""
         return {c.name: c.mask for c in self.layers if c.mask is not Mask.NONE}
 
 

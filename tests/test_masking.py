@@ -1,9 +1,10 @@
-"""What zeros among the weights offer to a plan, and how they are stored."""
+"""What masks and codebooks of the weights offer to a plan, and how they are stored."""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,25 +17,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit import bundle, catalog, differences
+from edgekit import bundle, catalog, differences, results
 from edgekit.backends import backend
 from edgekit.compress.parameters import weight_array
 from edgekit.deflate import deflate
 from edgekit.deployment import _forecast
 from edgekit.entries import DeviceProfile
-from edgekit.errors import InfeasibleError
+from edgekit.errors import InfeasibleError, InputError
 from edgekit.formulate import Planning, formulate, limits_of, weight_bytes
 from edgekit.graph import Graph
 from edgekit.guards import Contestant
 from edgekit.job import prepare
-from edgekit.masker import layer_bytes, masked_bytes
+from edgekit.masker import able_to, can_pay, layer_bytes, masked_bytes
 from edgekit.masking import MaskTables
 from edgekit.planner import evaluate, solve
 from edgekit.planning import Planned
+from edgekit.prediction import read_plan
+from edgekit.reporting import channels, html, wording
 from edgekit.stages import Workbench
 from edgekit.types import Budget, Mask, Precision
 from tests import zoo
 from tests.quantized import case
+from tests.reporting.sample_result import sample_result
 from tests.test_bundle import pack, refused, sign, source  # noqa: F401
 from tests.test_formulate import BITS, planted
 
@@ -202,6 +206,52 @@ def test_masks_are_part_of_the_digest_and_no_masks_are_not() -> None:
     assert [(row.a and row.a.mask, row.b and row.b.mask) for row in found] == [(Mask.NONE, Mask.HALF)]
 
 
+@pytest.mark.parametrize("mask", [mask for mask in Mask if mask.is_codebook])
+def test_what_a_layer_stores_shrinks_with_its_values(mask: Mask) -> None:
+    graph = case("transformer").graph
+    names = [layer.name for layer in graph.layers if layer.weights]
+    precisions = dict.fromkeys((layer.name for layer in graph.layers), INT8)
+    plain, held = (masked_bytes(graph, precisions, masks) for masks in ({}, dict.fromkeys(names, mask)))
+    assert held < 0.7 * plain
+    assert set(able_to(graph, mask)) <= set(able_to(graph, Mask.HALF)), "what can be masked alone is its own"
+    assert can_pay(mask, INT8)
+    assert not can_pay(mask, Precision.FP32)
+
+
+@given(st.sampled_from(list(Mask)), st.sampled_from([INT8, W8]), st.sampled_from([1.0, 0.75]))
+def test_no_two_decisions_read_the_same(mask: Mask, precision: Precision, keep: float) -> None:
+    said = wording.decision(precision.value, keep, mask)
+    assert said.startswith(precision.value)
+    assert ("zeros" in said) == (mask is not Mask.NONE and not mask.is_codebook)
+    others = {wording.decision(precision.value, keep, other) for other in Mask if other is not mask}
+    assert said not in others
+
+
+def test_reports_say_that_few_values_save_size_alone() -> None:
+    sample = sample_result()
+    first, second, *others = sample.plan.layers
+    held = (replace(first, mask=Mask.HALF), replace(second, mask=Mask.TERNARY), *others)
+    plan = replace(sample.plan, layers=held, compressed=True)
+    count = len(plan.layers)
+    said = f"compressed (size only: no faster), zeros in 1 and few values in 1 of {count} layers"
+    assert channels.stored(plan) == said
+    assert channels.stored(sample.plan) == ""
+    rows = tuple(replace(row, mask=Mask.TERNARY) if row.name == second.name else row for row in sample.layers)
+    page = html.render(replace(sample, plan=plan, layers=rows))
+    assert "ternary" in page
+    assert "the layer is no faster" in page
+    assert "the layer is no faster" not in html.render(sample)
+    document = results.to_json(replace(sample, plan=plan, layers=rows))
+    assert {row["mask"] for row in document["plan"]["layers"]} >= {"50%", "ternary"}
+
+
+def test_a_plan_file_with_an_unknown_mask_is_refused(tmp_path: Path) -> None:
+    row = {"name": "a", "op_type": "Conv", "precision": "int8", "keep": 1, "mask": "3 values"}
+    (tmp_path / "plan.json").write_text(json.dumps({"plan": {"layers": [row], "compressed": True}}))
+    with pytest.raises(InputError, match="3 values"):
+        read_plan(tmp_path / "plan.json")
+
+
 def test_what_a_layer_stores_shrinks_with_its_zeros() -> None:
     graph = case("transformer").graph
     names = [layer.name for layer in graph.layers if layer.weights]
@@ -231,6 +281,16 @@ def test_weights_take_little_more_than_their_entropy() -> None:
     shares = counts / codes.size
     entropy_bytes = -float((shares * np.log2(shares)).sum()) * codes.size / 8
     assert entropy_bytes < len(deflate(codes.tobytes())) < 1.03 * entropy_bytes
+
+
+def test_layers_stored_together_take_little_more_than_one_by_one() -> None:
+    """Each with few values of its own, none as long as a block."""
+    rng = np.random.default_rng(2)
+    layers = [rng.choice(np.arange(40 * k, 40 * k + 4, dtype=np.uint8), 9000 + 700 * k).tobytes() for k in range(6)]
+    layers.insert(3, (rng.standard_normal(9000) * 30).astype(np.int8).tobytes())
+    together, apart = len(deflate(b"".join(layers))), sum(len(deflate(layer)) for layer in layers)
+    assert together < 1.015 * apart
+    assert gzip.decompress(deflate(b"".join(layers))) == b"".join(layers)
 
 
 class TestBundle:

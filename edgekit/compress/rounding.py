@@ -9,7 +9,7 @@ labels, and the same moments always give the same codes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Bits = Literal[8, 4]
 Floats = NDArray[np.float64]
+# Each value's nearest code.
+Nearest = Callable[[Floats], Floats]
 
 # Columns that are rounded before what they owe is put on all later ones at once.
 _AT_ONCE = 64
@@ -103,20 +105,48 @@ def round_matrix(
     if matrix.shape[2] % group:
         raise ValueError(f"groups of {group} do not divide {matrix.shape[2]} columns")
     limit = WEIGHT_LIMIT[bits]
-    seen, solved, inverse = _moments(gram, has_bias)
     plain = _nearest(matrix, group, bits, None)
-    codes, scale = plain
+    scale = plain[1]
     if bits == 4:
-        codes, scale = _nearest(matrix, group, bits, np.maximum(np.diagonal(seen, axis1=1, axis2=2), 0)[:, None])
-    pinned = _largest(matrix, group) * limit
-    codes = _compensated(matrix, pinned, _spread(scale, group), inverse, np.diagonal(solved, axis1=1, axis2=2), limit)
-    for _ in range(_PASSES[bits]):
+        scale = _nearest(matrix, group, bits, importance_of(gram, has_bias)[:, None])[1]
+
+    def nearest(values: Floats) -> Floats:
+        return np.asarray(np.clip(np.rint(values), -limit, limit))
+
+    pinned = largest_weights(matrix, group) * limit
+    return choose_codes(matrix, gram, plain, scale, pinned, nearest, _PASSES[bits], has_bias)
+
+
+def choose_codes(
+    matrix: Floats,
+    gram: Gram,
+    plain: tuple[NDArray[np.int8], NDArray[np.float32]],
+    scale: NDArray[np.float32],
+    pinned: Floats,
+    nearest: Nearest,
+    passes: int,
+    has_bias: bool = True,
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Codes and scales as `round_matrix` gives them, on any grid: each weight over its scale goes to one of the codes
+    that ``nearest`` gives. Begins with ``scale``; places where ``pinned`` is not zero keep that code. An output that
+    ``plain`` codes and scales serve better gets those.
+    """
+    group = matrix.shape[2] // scale.shape[2]
+    seen, solved, inverse = _moments(gram, has_bias)
+    weights = np.diagonal(solved, axis1=1, axis2=2)
+    codes = _compensated(matrix, pinned, _spread(scale, group), inverse, weights, nearest)
+    for _ in range(passes):
         scale = _fitted(matrix, codes, scale, solved, group)
-        codes = _descended(matrix, codes, pinned, _spread(scale, group), solved, limit)
+        codes = _descended(matrix, codes, pinned, _spread(scale, group), solved, nearest)
     scale = _fitted(matrix, codes, scale, solved, group)
     worse = _errors(matrix, codes, scale, seen, group) > _errors(matrix, *plain, seen, group)
     codes = np.where(worse[:, :, None], plain[0], codes)
     return codes, np.where(worse[:, :, None], plain[1], scale)
+
+
+def importance_of(gram: Gram, has_bias: bool = True) -> Floats:
+    """What an error of each column's weights costs by itself, [blocks, columns]."""
+    return np.asarray(np.maximum(np.diagonal(_moments(gram, has_bias)[0], axis1=1, axis2=2), 0))
 
 
 def _moments(gram: Gram, has_bias: bool) -> tuple[Floats, Floats, Floats]:
@@ -143,7 +173,7 @@ def _nearest(
     return codes.reshape(matrix.shape), scale.reshape(*matrix.shape[:2], -1)
 
 
-def _largest(matrix: Floats, group: int) -> Floats:
+def largest_weights(matrix: Floats, group: int) -> Floats:
     """The sign of the largest weight of each group, zero elsewhere, [blocks, outputs, columns]."""
     rows = matrix.reshape(-1, group)
     at = np.abs(rows).argmax(axis=1)[:, None]
@@ -153,7 +183,7 @@ def _largest(matrix: Floats, group: int) -> Floats:
 
 
 def _compensated(
-    matrix: Floats, pinned: Floats, steps: Floats, inverse: Floats, weights: Floats, limit: int
+    matrix: Floats, pinned: Floats, steps: Floats, inverse: Floats, weights: Floats, nearest: Nearest
 ) -> NDArray[np.int8]:
     """Codes found column by column, the one with the largest moment first; what a column is off goes to the rest."""
     blocks, _, columns = matrix.shape
@@ -168,7 +198,7 @@ def _compensated(
         part, owed = left[:, :, start:end], np.empty((*matrix.shape[:2], end - start))
         for j in range(start, end):
             step = steps[:, :, j]
-            code = np.clip(np.rint(part[:, :, j - start] / step), -limit, limit)
+            code = nearest(part[:, :, j - start] / step)
             code = np.where(pinned[:, :, j], pinned[:, :, j], code)
             off = (part[:, :, j - start] - code * step) / factor[:, None, j, j]
             part[:, :, j + 1 - start :] -= off[:, :, None] * factor[:, None, j, j + 1 : end]
@@ -180,7 +210,7 @@ def _compensated(
 
 
 def _descended(
-    matrix: Floats, codes: NDArray[np.int8], pinned: Floats, steps: Floats, solved: Floats, limit: int
+    matrix: Floats, codes: NDArray[np.int8], pinned: Floats, steps: Floats, solved: Floats, nearest: Nearest
 ) -> NDArray[np.int8]:
     """Each code in turn moved to where the error is least while the others stay."""
     found = codes.astype(np.float64)
@@ -190,8 +220,8 @@ def _descended(
         near, moved = slope[:, :, start:end].copy(), np.empty((*matrix.shape[:2], end - start))
         for j in range(start, end):
             step = steps[:, :, j]
-            best = np.rint(found[:, :, j] - near[:, :, j - start] / (solved[:, None, j, j] * step))
-            change = np.where(pinned[:, :, j], 0.0, np.clip(best, -limit, limit) - found[:, :, j])
+            best = nearest(found[:, :, j] - near[:, :, j - start] / (solved[:, None, j, j] * step))
+            change = np.where(pinned[:, :, j], 0.0, best - found[:, :, j])
             found[:, :, j] += change
             moved[:, :, j - start] = change * step
             near += moved[:, :, j - start, None] * solved[:, None, j, start:end]

@@ -93,10 +93,13 @@ def summary(groups: Sequence[GroupDetail]) -> str:
 
 
 def stored(plan: Plan) -> str:
-    """ "compressed, zeros among those of 12 of 64 layers"; nothing where the weights ship as they are."""
-    masked = len(plan.masks())
-    zeros = f"zeros among those of {masked} of {len(plan.layers)} layers" if masked else ""
-    return ", ".join(part for part in ("compressed" if plan.compressed else "", zeros) if part)
+    """ "compressed (size only: no faster), zeros in 12 and few values in 3 of 64 layers"; "" for a plain file."""
+    masks = plan.masks().values()
+    books = sum(mask.is_codebook for mask in masks)
+    counts = (("zeros", len(masks) - books), ("few values", books))
+    held = " and ".join(f"{what} in {number}" for what, number in counts if number)
+    stored = "compressed (size only: no faster)" if plan.compressed else ""
+    return ", ".join(part for part in (stored, held and f"{held} of {len(plan.layers)} layers") if part)
 
 
 def prices(found: Sequence[Price], share: bool) -> list[str]:

@@ -45,7 +45,8 @@ def print_difference(found: PlanDifference, console: Console) -> None:
     if found.a.target != found.b.target:
         add(rows, "target", found.a.target, found.b.target, "")
     if found.a.compressed != found.b.compressed:
-        add(rows, "weights stored", *("compressed" if side.compressed else "plain" for side in (found.a, found.b)), "")
+        stored = ("compressed (size only)" if side.compressed else "plain" for side in (found.a, found.b))
+        add(rows, "weights stored", *stored, "")
     for amount in found.budget:
         text, said = _BUDGETS[amount.name]
         add(rows, text, _amount(amount.a, said, "none"), _amount(amount.b, said, "none"), "")

@@ -31,7 +31,7 @@ class LayerRow:
     op_type: str
     precision: str
     keep: str
-    zeros: str
+    weights: str
     macs: str
     size: str
     float_ms: str
@@ -266,7 +266,7 @@ def _layer_row(number: int, row: LayerDetail, scale: _Scale) -> LayerRow:
         op_type=row.op_type,
         precision=row.precision.value,
         keep="" if row.keep >= 1 else wording.share(row.keep),
-        zeros=wording.zeros(row.mask),
+        weights=wording.weights(row.mask),
         macs=wording.count(row.macs),
         size=wording.size(row.weight_bytes),
         float_share=_share(reference or 0.0, 0.0, scale.slowest_ms),

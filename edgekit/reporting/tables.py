@@ -240,7 +240,7 @@ def _print_layers(found: PlanResult, console: Console) -> None:
     """What was decided for each layer, and why; the share of its channels only where some are gone."""
     pruned = any(layer.keep < 1 for layer in found.layers)
     masked = any(layer.mask is not Mask.NONE for layer in found.layers)
-    numbers = (*(("keep",) if pruned else ()), *(("zeros",) if masked else ()), "ms", "loss dB")
+    numbers = (*(("keep",) if pruned else ()), *(("weights",) if masked else ()), "ms", "loss dB")
     rows = table(("layer", "operator", "precision", *numbers, "why"), numbers)
     for layer in found.layers:
         loss = layer.loss[layer.precision]
@@ -250,7 +250,7 @@ def _print_layers(found: PlanResult, console: Console) -> None:
             layer.op_type,
             layer.precision.value,
             *((wording.share(layer.keep) if layer.keep < 1 else "",) if pruned else ()),
-            *((wording.zeros(layer.mask).removesuffix(" zeros"),) if masked else ()),
+            *((wording.weights(layer.mask),) if masked else ()),
             f"{layer.latency_ms[layer.precision]:.4f}" if layer.precision in layer.latency_ms else "none",
             f"{_decibel(loss):.0f}" if loss > 0 else "-",
             layer.reason,

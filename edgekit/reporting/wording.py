@@ -95,14 +95,16 @@ def decibel_change(value: float) -> str:
 
 
 def decision(precision: str, keep: float, mask: Mask) -> str:
-    """What was decided for a layer, "int8" or "int8, 75 % of channels, 50 % zeros"."""
+    """What was decided for a layer, "int8" or "int8, 75 % of channels, 50 % zeros" or "int8, 16 values"."""
     kept = "" if keep >= 1 else f", {share(keep)} of channels"
-    return precision + kept + (f", {zeros(mask)}" if mask is not Mask.NONE else "")
+    return precision + kept + (f", {weights(mask)}" if mask is not Mask.NONE else "")
 
 
-def zeros(mask: Mask) -> str:
-    """Which weights of a layer are zero, "50 % zeros"; nothing where none is meant to be."""
-    return {Mask.NONE: "", Mask.TWO_OF_FOUR: "2:4 zeros"}.get(mask, f"{mask.value.removesuffix('%')} % zeros")
+def weights(mask: Mask) -> str:
+    """What a layer's weights are held to, "50 % zeros" or "16 values"; "" where to nothing."""
+    if mask is Mask.NONE or mask.is_codebook:
+        return "" if mask is Mask.NONE else mask.value
+    return "2:4 zeros" if mask is Mask.TWO_OF_FOUR else f"{mask.value.removesuffix('%')} % zeros"
 
 
 def share(value: float) -> str:
