@@ -32,14 +32,17 @@ from edgekit.compress.masks import make_masks, put_masked, solve_mask
 from edgekit.compress.parameters import intercept_of, weight_array
 from edgekit.compress.products import matrix_of, product_of
 from edgekit.compress.ranges import run_float
+from edgekit.errors import EdgekitError
 from edgekit.graph import Graph
 from edgekit.job import Job
 from edgekit.masker import CODEBOOKS, PATTERNS, layer_bytes
 from edgekit.progress import OnConsole
 from edgekit.recipes.samples import spread
+from edgekit.replacing import require_writable, write_text
 from edgekit.sensitivity import relative_noise_power
 from edgekit.stages import Workbench
 from edgekit.types import Mask, Precision
+from examples.packages import PackageError
 
 MAX_DROP = 0.01
 FORMATS = tuple(mask for mask in Mask if mask not in (Mask.NONE, Mask.TWO_OF_FOUR))
@@ -128,13 +131,20 @@ def main() -> int:
     made.add_argument("--samples", type=int, default=64, metavar="N", help="evaluation samples at most")
     arguments = made.parse_args()
     log, console = Console(stderr=True), Console(width=150)
+    if arguments.json:
+        require_writable(arguments.json)
     rows: list[Row] = []
+    failed = False
     for name in names_of(arguments, made):
-        rows += bench_model(name, arguments.zoo, arguments.target, arguments.overlay, arguments.samples, log)
+        try:
+            rows += bench_model(name, arguments.zoo, arguments.target, arguments.overlay, arguments.samples, log)
+        except (EdgekitError, PackageError, ImportError, OSError) as error:
+            failed = True
+            log.print(f"{name}: {error}", markup=False)
     console.print(table(rows))
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    return 0
+        write_text(arguments.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

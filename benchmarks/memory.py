@@ -46,7 +46,7 @@ SHARES = (0.9, 0.7, 0.5, 0.3)  # of the layers in int8, in mixes
 @dataclass(frozen=True)
 class Row:
     """``outside_bytes`` are the caller's inputs and outputs, the others what lies between them at the peak.
-    ``live_bytes`` are the most that are in use at once.
+    ``live_bytes`` are the most that are in use at once by the rules that the planner counts with.
     """
 
     model: str

@@ -41,6 +41,7 @@ from rich.table import Table
 
 from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.peers import nncf_ptq
+from benchmarks.peers.samples import write_calibration
 from benchmarks.zoo import prepare
 from edgekit.backends import able
 from edgekit.compress.qdq import apply_precisions
@@ -51,9 +52,11 @@ from edgekit.graph import Graph, to_bytes
 from edgekit.graph.layers import reads_of
 from edgekit.progress import OnConsole
 from edgekit.recipes.samples import Dataset, spread
+from edgekit.replacing import require_writable, write_text
 from edgekit.sensitivity import SENSITIVITY_SAMPLES, relative_noise_power
 from edgekit.stages import Workbench
 from edgekit.types import Precision
+from examples.packages import PackageError
 
 Outputs = Mapping[str, np.ndarray]
 Measure = Callable[[Outputs, Outputs], float]
@@ -322,18 +325,15 @@ def bench_model(
 
 
 def _timed_nncf(name: str, model: Path, bench: Workbench, python: Path) -> Row:
-    data = bench.job.data.calibration
-    samples = [data.sample(index) for index in range(len(data))]
+    count = len(bench.job.data.calibration)
     with tempfile.TemporaryDirectory() as folder:
-        stored = Path(folder) / "samples.npz"
-        arrays: dict[str, Any] = {t.name: np.stack([s[t.name] for s in samples]) for t in bench.job.graph.inputs}
-        np.savez(stored, **arrays)
+        stored = write_calibration(bench.job, Path(folder))
         try:
             begun = time.perf_counter()
             nncf_ptq.quantize(model, stored, Path(folder) / "out.xml", python)
         except RuntimeError as error:
-            return Row(name, "NNCF default PTQ", len(samples), none=str(error)[:200])
-        return Row(name, "NNCF default PTQ", len(samples), time.perf_counter() - begun)
+            return Row(name, "NNCF default PTQ", count, none=str(error)[:200])
+        return Row(name, "NNCF default PTQ", count, time.perf_counter() - begun)
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -355,6 +355,8 @@ def main() -> int:
     made.add_argument("--nncf-python", type=Path, metavar="PATH")
     arguments = made.parse_args()
     log, console = Console(stderr=True), Console(width=120)
+    if arguments.json:
+        require_writable(arguments.json)
     rows: list[Row] = []
     for name in names_of(arguments, made):
         try:
@@ -367,7 +369,7 @@ def main() -> int:
                 arguments.nncf_python,
                 log,
             )
-        except (EdgekitError, OSError) as error:
+        except (EdgekitError, PackageError, ImportError, OSError) as error:
             log.print(f"{name}: {error}", markup=False)
             rows.append(Row(name, "edgekit", 0, none=str(error)))
     console.print(table(rows))
@@ -375,7 +377,7 @@ def main() -> int:
         if row.none:
             console.print(f"{row.model}, {row.way}: none: {row.none}", markup=False, highlight=False)
     if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        write_text(arguments.json, json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     return 1 if any(row.way == "edgekit" for row in rows) else 0
 
 

