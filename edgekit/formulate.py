@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from edgekit.cost.table import CostTable
 from edgekit.graph import Graph
-from edgekit.graph.liveness import arena_bytes, live_steps, peak_activation_bytes
+from edgekit.graph.liveness import arena_bytes, lowered_steps, peak_activation_bytes, planning_steps
 from edgekit.graph.sizes import Size, constant
 from edgekit.masking import MaskTables, Option
 from edgekit.planner import (
@@ -105,7 +105,7 @@ class Planning:
 
     def _arena_bytes(self, precisions: Mapping[str, Precision], kept: Mapping[str, int]) -> int:
         """Live bytes are what the planner can count; a runtime packs the tensors, which may leave holes."""
-        tensors, steps = live_steps(self.graph, precisions)
+        tensors, steps = lowered_steps(self.graph, precisions)
         if self.pruning is not None:
             counts, sizes = self.pruning.kept(kept), self.pruning.sizes.tensors
             tensors = tuple(
@@ -178,7 +178,7 @@ def formulate(
         for edge in graph.edges
         for time in [_split(groups.tensor_share(edge.tensor).times(table.boundary_ms(edge)), groups)]
     )
-    tensors, steps = live_steps(graph)
+    tensors, steps = planning_steps(graph)
     activations = []
     for tensor in tensors:
         large, small = tensor.bytes_large(table.base.activation_bits), tensor.small_bytes

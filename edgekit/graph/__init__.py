@@ -1,6 +1,12 @@
 """Load an ONNX model, normalise it, and know its layers, their data flow and the memory they need."""
 
-from edgekit.graph.liveness import LiveTensor, live_activation_bytes, live_steps, peak_activation_bytes
+from edgekit.graph.liveness import (
+    LiveTensor,
+    live_activation_bytes,
+    lowered_steps,
+    peak_activation_bytes,
+    planning_steps,
+)
 from edgekit.graph.load import Graph, Tensor, load, to_bytes
 
 __all__ = [
@@ -8,8 +14,9 @@ __all__ = [
     "LiveTensor",
     "Tensor",
     "live_activation_bytes",
-    "live_steps",
     "load",
+    "lowered_steps",
     "peak_activation_bytes",
+    "planning_steps",
     "to_bytes",
 ]

@@ -68,17 +68,15 @@ class LiveTensor:
         return float_bits // 8 if self.is_float else self.large_bytes
 
 
-def live_steps(
-    graph: Graph, precisions: Mapping[str, Precision] | None = None
-) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, ...], ...]]:
-    """The tensors, and for each execution step the indices of those that are in memory then. Each node has two steps:
-    what it reads is brought into its width, and it is computed.
+Steps = tuple[tuple[int, ...], ...]
+"""For each execution step the indices of the tensors that are in memory then. Each node has two steps: what it reads is
+brought into its width, and it is computed."""
 
-    With ``precisions`` the nodes are those of the graph that is left then, quantizers included, in their order. Without
-    them the order is as if all were float, and what int8 takes more is counted in it: what a planner counts.
+
+def planning_steps(graph: Graph) -> tuple[tuple[LiveTensor, ...], Steps]:
+    """The tensors and steps that a planner counts with, before the precisions are known: in the order as if all were
+    float, with what int8 takes more counted in.
     """
-    if precisions is not None:
-        return _lowered_steps(graph, frozenset(n for n, p in precisions.items() if p is Precision.INT8))
     flow = flow_of(graph.model)
     memory = _Memory(
         flow,
@@ -114,9 +112,11 @@ def live_steps(
     return tuple(tensor for *_, tensor in numbers), tuple(tuple(sorted(indices)) for indices in live)
 
 
-def _lowered_steps(graph: Graph, int8: frozenset[str]) -> tuple[tuple[LiveTensor, ...], tuple[tuple[int, ...], ...]]:
-    """`live_steps` of the graph that is left once the layers named ``int8`` are so: every tensor has one width."""
-    low = lowered(graph, int8)
+def lowered_steps(graph: Graph, precisions: Mapping[str, Precision]) -> tuple[tuple[LiveTensor, ...], Steps]:
+    """The tensors and steps of the graph that is left for given precisions: its nodes, quantizers included, in their
+    order, and one width for every tensor. Layers that ``precisions`` does not name are float.
+    """
+    low = lowered(graph, frozenset(name for name, precision in precisions.items() if precision is Precision.INT8))
     flow = low.flow
     tensors: list[LiveTensor] = []
     live: list[list[int]] = [[] for _ in range(2 * len(flow.nodes))]
@@ -151,7 +151,7 @@ def peak_activation_bytes(graph: Graph, precisions: Mapping[str, Precision], bas
     (see `packing`). Layers that ``precisions`` does not name are float; ``base`` is the float type that the model runs
     in.
     """
-    tensors, steps = live_steps(graph, precisions)
+    tensors, steps = lowered_steps(graph, precisions)
     return arena_bytes(tensors, steps, [t.bytes_in(precisions, base.activation_bits) for t in tensors])
 
 
@@ -159,13 +159,13 @@ def live_activation_bytes(graph: Graph, precisions: Mapping[str, Precision], bas
     """The largest sum of live activation bytes over all steps, by the rules that a planner can count with: near what
     `peak_activation_bytes` finds, above it at times.
     """
-    tensors, steps = live_steps(graph)
+    tensors, steps = planning_steps(graph)
     sizes = [t.bytes_in(precisions, base.activation_bits) for t in tensors]
     return max((sum(sizes[index] for index in step) for step in steps), default=0)
 
 
 def arena_bytes(tensors: Sequence[LiveTensor], steps: Sequence[Sequence[int]], sizes_bytes: Sequence[int]) -> int:
-    """What the caller holds + the packed block, for the tensors and steps of `live_steps` with these sizes."""
+    """What the caller holds + the packed block, for the tensors and steps of `lowered_steps` with these sizes."""
     caller = {index for step in steps for index in step if tensors[index].buffer < 0}
     return sum(sizes_bytes[index] for index in caller) + packed_bytes(blocks_of(tensors, steps, sizes_bytes))
 

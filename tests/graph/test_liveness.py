@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from benchmarks.arena import arena_bytes
 from edgekit.errors import MissingToolError
-from edgekit.graph import Graph, live_steps, peak_activation_bytes, to_bytes
+from edgekit.graph import Graph, peak_activation_bytes, planning_steps, to_bytes
 from edgekit.graph.buffers import VIEW_OPS, Buffer, allocate
 from edgekit.graph.flow import flow_of
 from edgekit.graph.layers import elements_of
@@ -196,7 +196,7 @@ def test_half_precision_base_is_what_openvino_takes(tmp_path: Path) -> None:
 
 def test_integers_keep_their_width(tmp_path: Path) -> None:
     graph = load_model(zoo.transformer(), tmp_path)
-    widths = {tensor.name: (tensor.large_bytes, tensor.deciders) for tensor in live_steps(graph)[0]}
+    widths = {tensor.name: (tensor.large_bytes, tensor.deciders) for tensor in planning_steps(graph)[0]}
     assert widths["ids"] == widths["mask"] == (8, ())
 
 

@@ -16,7 +16,7 @@ from benchmarks.arena import arena_bytes
 from edgekit.compress.observers import Range
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.errors import MissingToolError
-from edgekit.graph import Graph, live_activation_bytes, live_steps, peak_activation_bytes, to_bytes
+from edgekit.graph import Graph, live_activation_bytes, peak_activation_bytes, planning_steps, to_bytes
 from edgekit.types import Precision
 from tests import zoo
 from tests.graph.nets import load_model, random_nets
@@ -133,7 +133,7 @@ def test_what_is_read_in_both_widths_takes_five_bytes(tmp_path: Path) -> None:
     product = net.op("MatMul", y, net.random(8, 8))
     graph = load_model(net.model([net.op("MatMul", net.op("Add", product, y), net.random(8, 1))]), tmp_path)
     (first, _) = (layer.name for layer in graph.layers)
-    kinds = {(t.domain, t.large_bytes, t.small_bytes) for t in live_steps(graph)[0] if first in t.deciders}
+    kinds = {(t.domain, t.large_bytes, t.small_bytes) for t in planning_steps(graph)[0] if first in t.deciders}
     assert ("int8", 1, 0) in kinds  # the copy, for the product
     assert predicted(graph, {first: INT8}) >= (4 + 1 + 4) * 4096 * 8
 
@@ -141,7 +141,7 @@ def test_what_is_read_in_both_widths_takes_five_bytes(tmp_path: Path) -> None:
 def test_states_and_outputs_stay_float(tmp_path: Path) -> None:
     graph = load_model(zoo.lstm(), tmp_path)
     outside = {tensor.name for tensor in (*graph.inputs, *graph.outputs)}
-    held = {t.name for t in live_steps(graph)[0] if not t.deciders and t.large_bytes == 4}
+    held = {t.name for t in planning_steps(graph)[0] if not t.deciders and t.large_bytes == 4}
     assert outside <= held  # they are the caller's
 
 
@@ -163,6 +163,6 @@ def test_a_layer_has_room_for_what_it_reads_and_makes(
 def test_copies_are_all_that_int8_can_cost(model: onnx.ModelProto, data: st.DataObject, tmp_path: Path) -> None:
     graph = load_model(model, tmp_path)
     chosen = {layer.name: data.draw(st.sampled_from([INT8, FP32])) for layer in graph.layers}
-    tensors, _ = live_steps(graph)
+    tensors, _ = planning_steps(graph)
     copies = sum(t.elements * t.large_bytes for t in tensors if t.domain == "int8" or t.int8_guards)
     assert live_activation_bytes(graph, chosen) <= live_activation_bytes(graph, {}) + copies
