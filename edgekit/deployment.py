@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekit import bundle, catalog, toolchains
-from edgekit.backends import Artifact
+from edgekit.backends import Artifact, proxy
 from edgekit.blame import blame
 from edgekit.cost.interval import ratio_reach
 from edgekit.cost.measured import FLOAT_PRECISIONS
@@ -105,12 +105,11 @@ def deploy(job: Job, out: Path, allow_mismatch: bool = False) -> DeployResult:
 
 def _ask_the_proxy(job: Job, executed: Conformance, chosen: Contestant) -> Conformance:
     """Where no board said what it executes: what a stand-in for its compiler made of the model, if it is installed."""
-    from edgekit.backends import proxy
-
-    if job.target.backend != "tensorrt" or not executed.unknown or toolchains.problem(proxy.TOOLCHAIN):
+    stand_in = proxy(job.target.backend)
+    if stand_in is None or not executed.unknown or toolchains.problem(stand_in.TOOLCHAIN):
         return executed
-    with job.progress.stage("compile with TensorRT for RTX, as a proxy"):
-        return replace(executed, unknown=f"{executed.unknown}; {proxy.remark(chosen.artifact)}")
+    with job.progress.stage(f"compile with {stand_in.NAME}, as a proxy"):
+        return replace(executed, unknown=f"{executed.unknown}; {stand_in.remark(chosen.artifact)}")
 
 
 def _check_there(job: Job, chosen: Contestant, result: DeployResult) -> VectorsCheck:

@@ -35,6 +35,8 @@ from edgekit.stages import Workbench
 from edgekit.types import Budget, Plan, Precision
 
 _RACE_S = 4.0
+# What pruning promises to gain less than this is not realised: races differ by as much.
+_WORTH_A_ROUND = 0.02
 # Above the noise of the most faithful plan by this much there is something to choose.
 _FAITHFUL = 1.25
 # Times that a plan is made anew for the bytes by which the last one's file was too large.
@@ -201,8 +203,9 @@ def _rounds(
     most_ms: float,
 ) -> tuple[tuple[Round, ...], list[tuple[Planned, Realised]]]:
     """Plans that prune, each realised, with what the tables learnt from the ones before. A noise budget that no pruned
-    plan comes of, none that is faster than the ``most_ms`` which bits alone need, or one that is known, is loosened or
-    tightened without a round. It ends where a plan would take ``most_ms`` once a louder one dropped the metric too far.
+    plan comes of, none that is clearly faster than the ``most_ms`` which bits alone need, or one that is known, is
+    loosened or tightened without a round. It ends where nothing would be gained on ``most_ms`` once a louder plan
+    dropped the metric too far.
     """
     job = bench.job
     limits: Limits | None = None
@@ -223,7 +226,7 @@ def _rounds(
         plan = planning.plan(solution)
         if not plan.kept():
             budget = budget.wider()
-        elif solution.totals.latency_ms >= most_ms:
+        elif solution.totals.latency_ms >= most_ms * (1 - _WORTH_A_ROUND):
             if math.isfinite(budget.high):
                 break
             budget = budget.louder()  # at the noise of bits alone pruning gains nothing: some more may still keep it

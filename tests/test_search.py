@@ -59,7 +59,7 @@ def test_a_drop_that_follows_the_loss_is_found_within_a_factor_of_two(problem: P
     best = tried[0]
     assert best.keeps
     assert best.drop == best.solution.totals.loss <= most
-    assert len(scored.asked) == len(set(scored.asked)) == len(tried) <= EVALUATIONS
+    assert len(scored.asked) == len(set(scored.asked)) == len(tried) <= EVALUATIONS + 1
     fastest = solve(problem, Limits())
     if most / 2 >= fastest.totals.loss * 1e-4:  # bisection starts 40 dB below the fastest plan's loss
         known = solve(problem, Limits(loss=most / 2)).totals.latency_ms
@@ -156,3 +156,22 @@ def test_a_metric_that_only_some_layers_hurt_is_served() -> None:
     assert tried[0].keeps
     assert tried[0].solution.choice[3] == 0
     assert len(tried) <= EVALUATIONS
+
+
+def test_int8_wherever_it_can_be_is_tried_where_it_is_faster_than_what_was_found() -> None:
+    """Its fastest plan leaves the last layer in float and loses the metric, as all do that mix."""
+    problem = problem_of([(4.0, 1.0, 1e-3)] * 5 + [(1.0, 1.1, 1e-3)])
+    everywhere = (1,) * 6
+    tried = fastest_keeping(problem, Limits(), 0.01, lambda one: 0.0 if one.choice in (everywhere, (0,) * 6) else 0.02)
+    assert tried[0].solution.choice == everywhere
+    assert tried[0].solution.totals == evaluate(problem, everywhere)
+    assert tried[0].solution.gap == pytest.approx(1 - 6.0 / 6.1)
+
+
+def test_int8_wherever_it_can_be_keeps_the_limits() -> None:
+    problem = problem_of([(4.0, 1.0, 1e-3)] * 5 + [(1.0, 1.1, 1e-3)])
+    scored = Scored(lambda one: 0.0 if one.choice[0] == 0 else 0.02)
+    tried = fastest_keeping(problem, Limits(loss=5.5e-3), 0.01, scored)
+    assert tried[0].keeps
+    assert (1,) * 6 not in scored.asked
+    assert all(one.solution.totals.loss <= 5.5e-3 for one in tried)

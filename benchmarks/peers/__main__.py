@@ -7,7 +7,8 @@ Every tool starts from the same model and calibrates on the same samples; edgeki
 an empty cache, and it and NNCF's accuracy control both judge by the same evaluation samples. What comes out races
 interleaved in one run beside the unmodified model, in single precision, in the runtime's default and in what is fastest
 here, and is scored on these evaluation samples. Wall time and memory are those of the tool's process, from its start.
-PATH are the Pythons of environments with benchmarks/requirements.txt (NNCF) and benchmarks/requirements-peers-mct.txt.
+FILE keeps what an earlier run found on models that are not named now. PATH are the Pythons of environments with
+benchmarks/requirements.txt (NNCF) and benchmarks/requirements-peers-mct.txt.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ import argparse
 import json
 import signal
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cattrs
 from rich.console import Console
 
 from benchmarks.jobs import names_of, open_job, parser
@@ -27,11 +30,11 @@ from benchmarks.peers import picture
 from benchmarks.peers.contest import hold
 from benchmarks.peers.rows import FLOAT, Missing, Row, Verdict, geometric_mean, verdict
 from benchmarks.peers.table import lines, table
-from benchmarks.peers.tools import EDGEKIT, MAX_DROP, TOOLS, Setting
+from benchmarks.peers.tools import EDGEKIT, MAX_DROP, TOOLS, UNASKED, Setting
 from benchmarks.zoo import prepare
 from edgekit import catalog, replacing
 from edgekit.conditions import Conditions
-from edgekit.errors import EdgekitError
+from edgekit.errors import EdgekitError, InputError
 from edgekit.progress import OnConsole
 from edgekit.results import DeviceInfo, unstructure
 from edgekit.stages import Workbench
@@ -49,6 +52,25 @@ class Found:
     device: DeviceInfo | None = None
     rows: list[Row | Missing] = field(default_factory=list)
     conditions: dict[str, Conditions] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path, target: str, but: Collection[str]) -> Found:
+        """What the document at ``path`` holds on other models than these. Raises InputError where it is none, or of
+        another target.
+        """
+        try:
+            document = json.loads(path.read_text())
+            if document["schema"] != SCHEMA or document["target"] != target:
+                raise ValueError(f"it is of schema {document['schema']}, target {document['target']}")
+            found = cls(target, cattrs.structure(document["device"], DeviceInfo | None))
+            for key, kind in (("rows", Row), ("missing", Missing)):
+                found.rows += [cattrs.structure(one, kind) for one in document[key] if one["model"] not in but]
+            kept = {model: one for model, one in document["conditions"].items() if model not in but}
+            found.conditions = cattrs.structure(kept, dict[str, Conditions])
+        except (OSError, ValueError, KeyError, TypeError, cattrs.BaseValidationError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"{path}: no earlier comparison on {target}: {reason}", hint="name another file") from None
+        return found
 
     def verdicts(self) -> tuple[list[Verdict], Figure]:
         """On each model and on all."""
@@ -78,7 +100,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="gets what the tools make, by model")
     made.add_argument("--nncf-python", type=Path, metavar="PATH")
     made.add_argument("--mct-python", type=Path, metavar="PATH")
-    made.add_argument("--tools", nargs="+", choices=keys, metavar="TOOL", help=f"of {', '.join(keys)}; all by default")
+    made.add_argument(
+        "--tools",
+        nargs="+",
+        choices=keys,
+        metavar="TOOL",
+        help=f"of {', '.join(keys)}; default: all but {', '.join(UNASKED)}",
+    )
     made.add_argument("--seconds", type=float, default=30.0, help="time of each race (default: 30)")
     made.add_argument(
         "--limit", type=float, default=900.0, metavar="S", help="seconds each tool may take (default: 900)"
@@ -100,7 +128,7 @@ def _check(arguments: argparse.Namespace, made: argparse.ArgumentParser) -> list
     backend = catalog.target(arguments.target, arguments.overlay).backend
     if backend not in TOOLS:
         made.error(f"target {arguments.target}: there are no peers for {backend}")
-    tools = arguments.tools or list(TOOLS[backend])
+    tools = arguments.tools or [key for key in TOOLS[backend] if key not in UNASKED]
     unfit = [key for key in tools if key not in TOOLS[backend]]
     if unfit:
         made.error(f"--tools {unfit[0]}: not for {backend}, which has {', '.join(TOOLS[backend])}")
@@ -134,8 +162,10 @@ def main() -> int:
     found = Found(arguments.target)
     status = 0
     try:
-        tools = _check(arguments, made)
-        for name in names_of(arguments, made):
+        tools, names = _check(arguments, made), names_of(arguments, made)
+        if arguments.json and arguments.json.exists():
+            found = Found.read(arguments.json, arguments.target, names)
+        for name in names:
             compare(found, name, arguments, tools, log)
             _write(found, arguments)  # after each model: it takes long
     except EdgekitError as error:

@@ -121,7 +121,7 @@ def _entrants(setting: Setting, tool: Tool, fastest: Precision, limit_s: float) 
         artifact = tool.read(folder, precision)
         outputs = [tensor.name for tensor in bench.job.graph.outputs]
         bench.job.device.backend.session(artifact, bench.job.device.threads, outputs)(sample)  # or it says why not
-        note = _shipped_note(folder / "bundle") if tool.title == EDGEKIT else ""
+        note = _shipped_note(folder / "bundle") if tool.title.startswith(EDGEKIT) else ""
         found.append(Entrant(tool.title, artifact, wall, peak, note))
     return found
 

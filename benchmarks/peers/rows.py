@@ -80,10 +80,13 @@ def none(reason: str) -> Figure:
 
 
 def verdict(model: str, rows: Iterable[Row], edgekit: str) -> Verdict:
-    """The verdict on one model; ``edgekit`` is that candidate's name."""
+    """The verdict on one model; ``edgekit`` is that candidate's name, and before a comma that of its variants, which
+    are no peers.
+    """
     own = [row for row in rows if row.model == model]
     ours = next((row for row in own if row.candidate == edgekit), None)
-    keeping = [row for row in own if row.candidate != edgekit and row.keeps]
+    others = [row for row in own if row.candidate.split(",")[0] != edgekit]
+    keeping = [row for row in others if row.keeps]
     best = max(keeping, key=lambda row: _value(row.speedup), default=None)
     if ours is None or best is None or not ours.keeps:
         if ours is None:

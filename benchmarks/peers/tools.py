@@ -107,23 +107,30 @@ def make(tool: Tool, folder: Path, limit_s: float) -> metered.Metered:
 
 def edgekit(setting: Setting) -> list[Tool]:
     """``edgekit deploy`` as a user calls it, with a cache of its own that is empty."""
+    return [_edgekit(setting, EDGEKIT)]
+
+
+def edgekit_bits(setting: Setting) -> list[Tool]:
+    """The same without pruning: what bits alone reach."""
+    return [_edgekit(setting, f"{EDGEKIT}, no pruning", "--no-prune")]
+
+
+def _edgekit(setting: Setting, title: str, *options: str) -> Tool:
     job = setting.bench.job
-    arguments = [*setting.entry.arguments(), "--target", job.target.name, "--max-drop", f"{MAX_DROP:.0%}"]
+    arguments = [*setting.entry.arguments(), "--target", job.target.name, "--max-drop", f"{MAX_DROP:.0%}", *options]
     for overlay in setting.overlays:
         arguments += ["--overlay", str(overlay)]
 
     def command(folder: Path) -> list[str | Path]:
         return [sys.executable, "-m", "edgekit.cli", "deploy", *arguments, "--out", folder / "bundle"]
 
-    return [
-        Tool(
-            EDGEKIT,
-            command,
-            lambda folder, _: shipped(setting.bench, folder / "bundle", folder / "model"),
-            lambda folder: {"EDGEKIT_CACHE": str(_cache_in(setting.bench, folder)), **nncf_ptq.ENVIRONMENT},
-            floats=False,
-        )
-    ]
+    return Tool(
+        title,
+        command,
+        lambda folder, _: shipped(setting.bench, folder / "bundle", folder / "model"),
+        lambda folder: {"EDGEKIT_CACHE": str(_cache_in(setting.bench, folder)), **nncf_ptq.ENVIRONMENT},
+        floats=False,
+    )
 
 
 def _cache_in(bench: Workbench, folder: Path) -> Path:
@@ -264,12 +271,15 @@ def aeq(setting: Setting) -> list[Tool]:
 TOOLS: Mapping[str, Mapping[str, Callable[[Setting], list[Tool]]]] = {
     "openvino": {
         EDGEKIT: edgekit,
+        "edgekit-bits": edgekit_bits,
         "nncf": nncf,
         "nncf-mixed": nncf_mixed,
         "nncf-control": nncf_control,
         "ort": ort,
         "mct": mct,
     },
-    "tflite": {EDGEKIT: edgekit, "aeq": aeq},
+    "tflite": {EDGEKIT: edgekit, "edgekit-bits": edgekit_bits, "aeq": aeq},
 }
 """By backend, by what ``--tools`` takes. A function gives the tools of one model, or raises NotHereError."""
+UNASKED = frozenset({"edgekit-bits"})
+"""Run only where ``--tools`` names them."""

@@ -24,6 +24,9 @@ BACKENDS = {
     "tensorrt": "edgekit.backends.tensorrt",
 }
 
+# Stand-ins for a compiler that runs on boards alone.
+PROXIES = {"tensorrt": "edgekit.backends.proxy"}
+
 Session = Callable[[Mapping[str, "np.ndarray"]], dict[str, "np.ndarray"]]
 
 
@@ -105,6 +108,18 @@ class Backend(Protocol):
         ...
 
 
+class Proxy(Protocol):
+    """What a module provides that stands in for a board's compiler."""
+
+    #: The toolchain that it needs, and its name in reports.
+    TOOLCHAIN: str
+    NAME: str
+
+    def remark(self, compiled: Artifact) -> str:
+        """What a report says of it, where no board could be asked. Does not raise."""
+        ...
+
+
 def able(graph: Graph, adapter: Backend, precision: Precision) -> tuple[str, ...]:
     """The layers whose kinds the backend has in a quantized ``precision``; with weights, where only those change.
     Depthwise convolutions in 4 bits are left out: converters have none, and there is next to nothing to save.
@@ -128,3 +143,8 @@ def backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise InputError(f"unknown backend {name!r}", f"the backends are {', '.join(sorted(BACKENDS))}")
     return cast(Backend, importlib.import_module(BACKENDS[name]))
+
+
+def proxy(name: str) -> Proxy | None:
+    """The stand-in for the compiler of the backend called ``name``, where it has one."""
+    return cast(Proxy, importlib.import_module(PROXIES[name])) if name in PROXIES else None

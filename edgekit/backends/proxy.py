@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgekit.backends import Artifact
 
 TOOLCHAIN = "tensorrt-rtx"
+NAME = "TensorRT for RTX"
 _COMPILE_S = 900.0
 # Generated kernels: element-wise operators, and what was fused with them.
 _GENERATED = "kgen"
@@ -74,7 +75,7 @@ def compile_proxy(compiled: Artifact) -> ProxyReport:
 
 def remark(compiled: Artifact) -> str:
     """What a report says of the proxy, where no board could be asked."""
-    named = "TensorRT for RTX, a proxy (compiled for compute capability 8.6, run by nobody)"
+    named = f"{NAME}, a proxy (compiled for compute capability 8.6, run by nobody)"
     try:
         report = compile_proxy(compiled)
     except EdgekitError as error:

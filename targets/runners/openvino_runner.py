@@ -8,8 +8,7 @@ device or shipped in a bundle. Two ways to call it:
     run [--seconds S]        inside a bundle: checks the test vectors, then measures the shipped model
 """
 
-import argparse
-import hashlib
+import functools
 import json
 import os
 import sys
@@ -20,6 +19,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 # At each import OpenVINO starts a process that tells its makers of it: beside a race, and from machines of customers.
 sys.modules["openvino_telemetry"] = None
 
+import bundled  # noqa: E402
 import machine  # noqa: E402
 import measure  # noqa: E402
 from expand import expanded  # noqa: E402
@@ -41,7 +41,15 @@ def device_facts():
     return dict(machine.device_facts(), runtime=runtime_name())
 
 
-def compile_model(core, model, threads, profile=False):
+@functools.cache
+def runtime_core():
+    """One a process, made when it is first needed: what is forked before knows nothing of it."""
+    import openvino
+
+    return openvino.Core()
+
+
+def compile_model(model, threads, profile=False):
     """`model` is {"path", "hint"}: the hint is the precision of everything that is not quantized (f32, bf16, f16).
     "weights", where there are any, stand for the file beside the path.
     """
@@ -55,8 +63,9 @@ def compile_model(core, model, threads, profile=False):
     if profile:
         config["PERF_COUNT"] = "YES"
     if model.get("weights") is None:
-        return core.compile_model(model["path"], "CPU", config)
+        return runtime_core().compile_model(model["path"], "CPU", config)
     with open(model["path"], "rb") as file:
+        core = runtime_core()
         return core.compile_model(core.read_model(file.read(), model["weights"]), "CPU", config)
 
 
@@ -83,12 +92,12 @@ def load_inputs(path, compiled, seed):
         return {key: arrays[key] for key in arrays.files}
 
 
-def contestant(core, model, threads, inputs_path, seed):
+def contestant(model, threads, inputs_path, seed):
     """A model with its input bound once."""
 
     def load():
         start = time.perf_counter()
-        compiled = compile_model(core, model, threads)
+        compiled = compile_model(model, threads)
         compile_ms = (time.perf_counter() - start) * 1e3
         request = compiled.create_infer_request()
         request.infer(load_inputs(inputs_path, compiled, seed), share_inputs=False)
@@ -101,34 +110,14 @@ def peak_memory(model, threads, inputs_path, seed):
     """Of a process that does nothing else: (bytes, reason for none); see `measure.peak_memory`."""
 
     def load():
-        import openvino
-
-        core = openvino.Core()
-        core.get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
-        return lambda: contestant(core, model, threads, inputs_path, seed).run()
+        runtime_core().get_property("CPU", "FULL_DEVICE_NAME")  # loads the plugin
+        return lambda: contestant(model, threads, inputs_path, seed).run()
 
     return measure.peak_memory(load)
 
 
 def race(job):
-    """See `measure.race`. With "footprint" in the job, the energy and peak memory of each model too."""
-    models, threads, inputs, seed = job["models"], job["threads"], job.get("inputs"), job.get("seed", 0)
-    footprint = job.get("footprint", False)
-    with machine.pinned(threads) as cores:
-        memory = [peak_memory(model, threads, inputs, seed) for model in models if footprint]
-
-        import openvino
-
-        core = openvino.Core()
-        contestants = [contestant(core, model, threads, inputs, seed) for model in models]
-        found = measure.race(contestants, job["seconds"], cores, job.get("min_rounds", 10), footprint)
-    for row, (size, reason) in zip(found["results"], memory):
-        row["memory"] = size
-        if size is None:
-            found["conditions"]["missing"]["memory"] = reason
-    for key in ("before", "after"):
-        found[key]["runtime"] = runtime_name()
-    return dict(found, threads=threads)
+    return bundled.race(job, contestant, peak_memory, runtime_name)
 
 
 def text_of(info, key):
@@ -167,13 +156,10 @@ def profile_nodes(job):
     OpenVINO reports the running mean since compilation, truncated to microseconds, so run n took n * mean_n -
     (n - 1) * mean_(n-1), give or take n microseconds: hence few runs to a compilation. See `node_time_ms`.
     """
-    import openvino
-
-    core = openvino.Core()
     found = {model["name"]: {"nodes": [], "runs_ms": {}, "means_ms": {}, "wholes_ms": []} for model in job["models"]}
     for _ in range(job["compiles"]):
         for model in job["models"]:
-            compiled = compile_model(core, model, job["threads"], profile=True)
+            compiled = compile_model(model, job["threads"], profile=True)
             mine = found[model["name"]]
             mine["nodes"] = mine["nodes"] or executed_nodes(compiled)
             request = compiled.create_infer_request()
@@ -213,101 +199,35 @@ def node_time_ms(runs_ms, means_ms):
 
 
 def probe(_job):
-    import openvino
-
-    core = openvino.Core()
     return {
         "device": device_facts(),
-        "capabilities": [str(name) for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")],
+        "capabilities": [str(name) for name in runtime_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")],
     }
 
 
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def shipped_model(folder, artifact):
-    """The bundle's model as `compile_model` takes it."""
+def open_model(folder, artifact):
+    """The bundle's model as `compile_model` takes it, and as a function. Raises ValueError for weights that are not
+    what the manifest says.
+    """
     path = artifact["path"]
     weights = expanded(folder, artifact, os.path.splitext(path)[0] + ".bin")
-    return {"name": "bundle", "path": os.path.join(folder, path), "hint": artifact["hint"], "weights": weights}
+    model = {"name": "bundle", "path": os.path.join(folder, path), "hint": artifact["hint"], "weights": weights}
+    request = compile_model(model, artifact["threads"]).create_infer_request()
 
+    def infer(inputs, names):
+        request.infer(inputs, share_inputs=False)
+        return {name: request.get_tensor(name).data for name in names}
 
-def check_vectors(folder, manifest, model, core):
-    """Runs the test vectors through the shipped model. Returns the worst error as a share of the tolerance."""
-    import numpy as np
-
-    compiled = compile_model(core, model, manifest["artifact"]["threads"])
-    request = compiled.create_infer_request()
-    worst = 0.0
-    with np.load(os.path.join(folder, "vectors.npz"), allow_pickle=False) as vectors:
-        allowed = [name for name in vectors.files if name.startswith("tolerance/")]
-        tolerance = {name[len("tolerance/") :]: float(vectors[name]) for name in allowed}
-        count = int(vectors["count"])
-        for index in range(count):
-            prefix = "input/%d/" % index
-            inputs = {name[len(prefix) :]: vectors[name] for name in vectors.files if name.startswith(prefix)}
-            request.infer(inputs, share_inputs=False)
-            for name, allowed in tolerance.items():
-                actual = request.get_tensor(name).data
-                expected = vectors["output/%d/%s" % (index, name)]
-                if actual.shape != expected.shape:
-                    error = float("inf")
-                else:  # as floats: booleans have no difference, and that of unsigned integers wraps
-                    difference = actual.astype(np.float64) - expected.astype(np.float64)
-                    error = float(np.max(np.abs(difference), initial=0.0))
-                worst = max(worst, error / allowed if error == error else float("inf"))
-    return {"count": count, "worst_error_share": worst, "ok": worst <= 1.0}
-
-
-def run_bundle(folder, seconds):
-    with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
-        manifest = json.load(file)
-    for name, entry in manifest["files"].items():
-        if not os.path.isfile(os.path.join(folder, name)) or sha256(os.path.join(folder, name)) != entry["sha256"]:
-            return {"ok": False, "error": "%s is missing or not what the manifest says" % name}
-    with machine.pinned(manifest["artifact"]["threads"]):
-        return run_checked(folder, manifest, seconds)
-
-
-def run_checked(folder, manifest, seconds):
-    import openvino
-
-    artifact = manifest["artifact"]
-    try:
-        model = shipped_model(folder, artifact)
-    except ValueError as error:
-        return {"ok": False, "error": str(error)}
-    vectors = check_vectors(folder, manifest, model, openvino.Core())
-    document = {"ok": vectors["ok"], "vectors": vectors, "device": device_facts()}
-    if vectors["ok"] and seconds > 0:
-        document.update(race({"models": [model], "threads": artifact["threads"], "seconds": seconds}))
-    return document
+    return model, infer
 
 
 def bundle(job):
-    return run_bundle(job["folder"], job["seconds"])
+    return bundled.run(job["folder"], job["seconds"], open_model, race, device_facts)
 
 
 def main():
-    folder = os.path.dirname(os.path.abspath(__file__))
-    if os.path.isfile(os.path.join(folder, "manifest.json")):
-        parser = argparse.ArgumentParser(description="Check this bundle's test vectors, then measure its latency.")
-        parser.add_argument("--seconds", type=float, default=3.0, help="time to measure; 0 checks the vectors only")
-        document = run_bundle(folder, parser.parse_args().seconds)
-        status = 0 if document["ok"] else 7
-    else:
-        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("job", help="JSON file with an 'action': probe, race, profile or bundle")
-        with open(parser.parse_args().job, encoding="utf-8") as file:
-            job = json.load(file)
-        machine.end_with_parent()
-        document = {"probe": probe, "race": race, "profile": profile, "bundle": bundle}[job["action"]](job)
-        status = 0
+    actions = {"probe": probe, "race": race, "profile": profile, "bundle": bundle}
+    document, status = bundled.called(__doc__, actions)
     json.dump(document, sys.stdout)
     sys.stdout.write("\n")
     return status

@@ -8,8 +8,6 @@ right) and the modules beside it, and nothing of edgekit. Two ways to call it:
     run [--seconds S]        inside a bundle: checks the test vectors, then measures the shipped model
 """
 
-import argparse
-import hashlib
 import json
 import os
 import sys
@@ -18,6 +16,7 @@ import time
 sys.dont_write_bytecode = True  # a bundle holds what its manifest lists, and nothing else
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import bundled  # noqa: E402
 import machine  # noqa: E402
 import measure  # noqa: E402
 from quantiles import median, percentile  # noqa: E402
@@ -148,20 +147,7 @@ def peak_memory(model, threads, inputs_path, seed):
 
 
 def race(job):
-    """See `measure.race`. With "footprint" in the job, the energy and peak memory of each model too."""
-    models, threads, inputs, seed = job["models"], job["threads"], job.get("inputs"), job.get("seed", 0)
-    footprint = job.get("footprint", False)
-    with machine.pinned(threads) as cores:
-        memory = [peak_memory(model, threads, inputs, seed) for model in models if footprint]
-        contestants = [contestant(model, threads, inputs, seed) for model in models]
-        found = measure.race(contestants, job["seconds"], cores, job.get("min_rounds", 10), footprint)
-    for row, (size, reason) in zip(found["results"], memory):
-        row["memory"] = size
-        if size is None:
-            found["conditions"]["missing"]["memory"] = reason
-    for key in ("before", "after"):
-        found[key]["runtime"] = runtime_name()
-    return dict(found, threads=threads)
+    return bundled.race(job, contestant, peak_memory, runtime_name)
 
 
 def profile(job):
@@ -285,80 +271,32 @@ def probe(_job):
     return {"device": device_facts(), "capabilities": [package]}
 
 
-def sha256(path):
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def check_vectors(folder, interpreter):
-    """Runs the test vectors through the shipped model. Returns the worst error as a share of the tolerance, and the
-    SHA-256 of all outputs.
-    """
-    import numpy as np
-
-    inputs = {row["name"]: row["index"] for row in interpreter.get_input_details()}
-    outputs = {row["name"]: row["index"] for row in interpreter.get_output_details()}
-    worst, digest = 0.0, hashlib.sha256()
-    with np.load(os.path.join(folder, "vectors.npz"), allow_pickle=False) as vectors:
-        names = [name[len("tolerance/") :] for name in vectors.files if name.startswith("tolerance/")]
-        count = int(vectors["count"])
-        for index in range(count):
-            for name, place in inputs.items():
-                interpreter.set_tensor(place, vectors["input/%d/%s" % (index, name)])
-            interpreter.invoke()
-            for name in names:
-                actual, expected = interpreter.get_tensor(outputs[name]), vectors["output/%d/%s" % (index, name)]
-                digest.update(np.ascontiguousarray(actual).tobytes())
-                error = float("inf")
-                if actual.shape == expected.shape:
-                    difference = actual.astype(np.float64) - expected.astype(np.float64)
-                    error = float(np.max(np.abs(difference), initial=0.0))
-                allowed = float(vectors["tolerance/" + name])
-                worst = max(worst, error / allowed if error == error else float("inf"))
-    return {"count": count, "worst_error_share": worst, "ok": worst <= 1.0, "outputs_sha256": digest.hexdigest()}
-
-
-def run_bundle(folder, seconds):
-    with open(os.path.join(folder, "manifest.json"), encoding="utf-8") as file:
-        manifest = json.load(file)
-    for name, entry in manifest["files"].items():
-        if not os.path.isfile(os.path.join(folder, name)) or sha256(os.path.join(folder, name)) != entry["sha256"]:
-            return {"ok": False, "error": "%s is missing or not what the manifest says" % name}
-    artifact = manifest["artifact"]
+def open_model(folder, artifact):
+    """The bundle's model as `load` takes it, and as a function."""
     model = {"name": "bundle", "path": os.path.join(folder, artifact["path"])}
-    with machine.pinned(artifact["threads"]):
-        vectors = check_vectors(folder, load(model, artifact["threads"]))
-    document = {"ok": vectors["ok"], "vectors": vectors, "device": device_facts()}
-    if vectors["ok"] and seconds > 0:
-        document.update(race({"models": [model], "threads": artifact["threads"], "seconds": seconds}))
-    return document
+    interpreter = load(model, artifact["threads"])
+    into = {row["name"]: row["index"] for row in interpreter.get_input_details()}
+    out_of = {row["name"]: row["index"] for row in interpreter.get_output_details()}
+
+    def infer(inputs, names):
+        for name, values in inputs.items():
+            interpreter.set_tensor(into[name], values)
+        interpreter.invoke()
+        return {name: interpreter.get_tensor(out_of[name]) for name in names}
+
+    return model, infer
 
 
 def bundle(job):
-    return run_bundle(job["folder"], job["seconds"])
+    return bundled.run(job["folder"], job["seconds"], open_model, race, device_facts)
 
 
 def main():
-    folder = os.path.dirname(os.path.abspath(__file__))
     answer = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # the runtime's own words go elsewhere
+    actions = {"probe": probe, "race": race, "profile": profile, "bundle": bundle}
     try:
-        if os.path.isfile(os.path.join(folder, "manifest.json")):
-            parser = argparse.ArgumentParser(description="Check this bundle's test vectors, then measure its latency.")
-            parser.add_argument("--seconds", type=float, default=3.0, help="time to measure; 0 checks the vectors only")
-            document = run_bundle(folder, parser.parse_args().seconds)
-            status = 0 if document["ok"] else 7
-        else:
-            parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-            parser.add_argument("job", help="JSON file with an 'action': probe, race, profile or bundle")
-            with open(parser.parse_args().job, encoding="utf-8") as file:
-                job = json.load(file)
-            machine.end_with_parent()
-            document = {"probe": probe, "race": race, "profile": profile, "bundle": bundle}[job["action"]](job)
-            status = 0
+        document, status = bundled.called(__doc__, actions)
     except Unusable as reason:
         sys.stderr.write("%s\n" % reason)
         return 1

@@ -29,6 +29,7 @@ from benchmarks.peers.samples import read_evaluation, write_evaluation
 from benchmarks.peers.table import lines, table
 from benchmarks.peers.tools import EDGEKIT, NotHereError, Setting, Tool, make
 from benchmarks.zoo import ZooEntry
+from edgekit.errors import InputError
 from edgekit.job import prepare
 from edgekit.stages import Workbench
 from edgekit.types import Figure, Kind
@@ -154,6 +155,28 @@ def test_the_table_and_the_lines_say_it_all() -> None:
     assert "other: not ahead: x0.90" in said
     assert f"geometric mean: x{math.sqrt(1.5 * 0.9):.2f}" in said
     assert "2 of 2 models" in said
+
+
+def test_a_document_keeps_the_models_that_are_not_measured_again(tmp_path: Path) -> None:
+    found, path = found_rows(), tmp_path / "peers.json"
+    path.write_text(json.dumps(found.document(), allow_nan=False))
+    again = Found.read(path, "host", ["other"])
+    assert again.document()["rows"] == [one for one in found.document()["rows"] if one["model"] == "net"]
+    assert again.document()["missing"] == found.document()["missing"]
+    assert again.rows == [one for one in found.rows if one.model == "net"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": "edgekit/peers/1", "target": "other"}', '{"schema": 1}'])
+def test_no_document_is_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "peers.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match="no earlier comparison on host"):
+        Found.read(path, "host", [])
+
+
+def test_variants_of_edgekit_are_no_peers() -> None:
+    rows = [row(FLOAT, 1.0), row(f"{EDGEKIT}, no pruning", 4.0), row(EDGEKIT, 3.0)]
+    assert verdict("net", rows, EDGEKIT).best == FLOAT
 
 
 def test_every_figure_of_the_document_has_a_kind() -> None:

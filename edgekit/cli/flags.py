@@ -1,11 +1,16 @@
-"""The flags that several commands share, with what ``--help`` says of them."""
+"""The flags that several commands share, with what ``--help`` says of them, and what their words mean."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from edgekit.errors import InputError
+
+if TYPE_CHECKING:
+    from edgekit.types import Budget
 
 Model = Annotated[Path, typer.Argument(help="The trained float model, an ONNX file.", metavar="MODEL")]
 Bundle = Annotated[Path, typer.Argument(help="The folder that deploy wrote.", metavar="BUNDLE")]
@@ -76,3 +81,37 @@ NoPrune = Annotated[
 Synthetic = Annotated[
     bool, typer.Option("--synthetic", help="Plan on random inputs, for latency work only: accuracy then means nothing.")
 ]
+
+
+def budget_of(latency: str | None, memory: str | None, size: str | None, max_drop: str | None) -> Budget:
+    """What the four flags ask for. Raises InputError naming the one that is none."""
+    from edgekit.budget import parse_budget
+
+    return parse_budget(latency, memory, size, max_drop)
+
+
+def shapes_of(shape: list[str] | None) -> dict[str, tuple[int, ...]]:
+    """The shapes by input. Raises InputError for what is none."""
+    from edgekit.budget import parse_shapes
+
+    return parse_shapes(shape or [])
+
+
+def precision_of(word: str) -> str:
+    """The word. Raises InputError unless it is a precision's."""
+    from edgekit.types import Precision
+
+    words = [precision.value for precision in Precision]
+    if word not in words:
+        raise InputError(f"--precision {word!r} is not a precision", f"choose from {', '.join(words)}")
+    return word
+
+
+def require_alone(context: typer.Context, *allowed: str) -> None:
+    """Raises InputError, naming the first of ``allowed``, where other parameters were given too."""
+    for one in context.command.params:
+        source = context.get_parameter_source(one.name or "")
+        if one.name in allowed or source is None or source.name != "COMMANDLINE":
+            continue
+        odd = one.opts[0] if one.param_type_name == "option" else f"MODEL {context.params[one.name or '']}"
+        raise InputError(f"--{allowed[0]} does not go with {odd}", "compare two plans with edgekit plan --diff A B")
