@@ -5,10 +5,14 @@
 Each way fills one table, a loss for each layer, from calibration samples. Random plans put each layer into int8 with a
 chance of their own, and run on evaluation samples: their noise at the model's outputs is compared with the sum of their
 layers' losses by Spearman's rank correlation, over plans of all sizes and over plans that quantize about half of the
-layers (size alone ranks the former). The ways:
+layers (size alone ranks the former). The row ``ceiling`` is how well their noise on every second sample ranks their
+noise on the rest: no table can be held to more. The ways:
 
-- ``output``: relative noise power at the outputs, one layer quantized at a time; what edgekit plans with;
-- ``prefix cached``: the same, where only what depends on the layer runs again;
+- ``edgekit``: relative noise power at the outputs, one layer quantized at a time, where only what depends on the layer
+  runs again; what edgekit plans with;
+- ``whole model``: the same, and the whole model runs for each layer;
+- ``logits``: noise at what the final Softmax reads, without the mean of each row, which Softmax does not see;
+- ``leave one out``: what one layer adds to the noise of all others in int8;
 - ``KL``: Kullback-Leibler divergence of the outputs' last axis instead of their noise;
 - ``own result``: relative noise power of the layer's own result, all layers in one pass;
 - ``Fisher``: that noise weighted with the squared gradient of the outputs in random directions (as in HAWQ-V2,
@@ -26,7 +30,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,15 +49,20 @@ from benchmarks.peers.samples import write_calibration
 from benchmarks.zoo import prepare
 from edgekit.backends import able
 from edgekit.compress.qdq import apply_precisions
-from edgekit.compress.ranges import session_of
-from edgekit.compress.walk import drifted_values
+from edgekit.compress.ranges import observed
 from edgekit.errors import EdgekitError
 from edgekit.graph import Graph, to_bytes
 from edgekit.graph.layers import reads_of
 from edgekit.progress import OnConsole
 from edgekit.recipes.samples import Dataset, spread
 from edgekit.replacing import require_writable, write_text
-from edgekit.sensitivity import SENSITIVITY_SAMPLES, relative_noise_power
+from edgekit.sensitivity import (
+    SENSITIVITY_SAMPLES,
+    layer_losses,
+    relative_noise_power,
+    sample_losses,
+    trial_session,
+)
 from edgekit.stages import Workbench
 from edgekit.types import Precision
 from examples.packages import PackageError
@@ -92,35 +101,51 @@ class Row:
     none: str = ""
 
 
+def by_edgekit(case: Case) -> dict[str, float]:
+    """What edgekit plans with."""
+    return layer_losses(case.graph, Precision.INT8, case.names, case.ranges, case.samples)
+
+
 def by_output(case: Case, measure: Measure = relative_noise_power) -> dict[str, float]:
     """One layer quantized at a time, the whole model run."""
     samples, references = _references(case.graph, case.samples)
     return {name: _noise(to_bytes(case.quantized([name])), samples, references, measure) for name in case.names}
 
 
+def by_logits(case: Case) -> dict[str, float]:
+    """As `by_output`, at what the final Softmax reads."""
+    made = {value.name: node for node in case.graph.model.graph for value in node.outputs}
+    last = [made[tensor.name] for tensor in case.graph.outputs if made[tensor.name].op_type == "Softmax"]
+    if not last:
+        raise NotImplementedError("no output is made by a Softmax")
+    logits = [node.inputs[0].name or "" for node in last if node.inputs[0] is not None]
+    samples = [case.samples.sample(index) for index in range(len(case.samples))]
+
+    def values(model: ir.Model) -> list[Outputs]:
+        run = _runner(observed(model, logits), logits)
+        return [{name: y - y.mean(axis=-1, keepdims=True) for name, y in run(x).items()} for x in samples]
+
+    references = values(case.graph.model)
+    return {
+        name: statistics.fmean(map(relative_noise_power, values(case.quantized([name])), references))
+        for name in case.names
+    }
+
+
+def by_omission(case: Case) -> dict[str, float]:
+    """The noise of all layers in int8 without that of all but one; never negative."""
+    samples, references = _references(case.graph, case.samples)
+
+    def noise(names: Sequence[str]) -> float:
+        return _noise(to_bytes(case.quantized(names)), samples, references, relative_noise_power)
+
+    together = noise(case.names)
+    return {name: max(0.0, together - noise([one for one in case.names if one != name])) for name in case.names}
+
+
 def by_divergence(case: Case) -> dict[str, float]:
     """As `by_output`, with another measure."""
     return by_output(case, divergence)
-
-
-def by_suffix(case: Case) -> dict[str, float]:
-    """As `by_output`; what does not depend on the layer runs once for all."""
-    outputs = [tensor.name for tensor in case.graph.outputs]
-    pieces = {}
-    for name in case.names:
-        model = case.quantized([name])
-        drifted = drifted_values(case.graph, model)
-        changed = [tensor for tensor in outputs if tensor in drifted]
-        pieces[name] = _piece(model, sorted(_border(case.graph, model, changed, drifted)), changed)
-    totals = dict.fromkeys(case.names, 0.0)
-    floats = _with_all({v for _, reads, _ in pieces.values() for v in reads} | set(outputs), case.graph)
-    for index in range(len(case.samples)):
-        values = floats(case.samples.sample(index))
-        reference = {name: values[name] for name in outputs}
-        for name, (session, reads, changed) in pieces.items():
-            found = dict(zip(changed, session.run(changed, {key: values[key] for key in reads}), strict=True))
-            totals[name] += relative_noise_power(reference | found, reference)
-    return {name: total / len(case.samples) for name, total in totals.items()}
 
 
 def by_own_result(case: Case) -> dict[str, float]:
@@ -144,10 +169,11 @@ def by_gradient(case: Case) -> dict[str, float]:
 
 
 WAYS: tuple[tuple[str, int, Estimate], ...] = (
-    ("output", SENSITIVITY_SAMPLES, by_output),
-    ("prefix cached", SENSITIVITY_SAMPLES, by_suffix),
-    ("output", 4, by_output),
-    ("prefix cached", 4, by_suffix),
+    ("edgekit", SENSITIVITY_SAMPLES, by_edgekit),
+    ("whole model", SENSITIVITY_SAMPLES, by_output),
+    ("edgekit", 4, by_edgekit),
+    ("logits", SENSITIVITY_SAMPLES, by_logits),
+    ("leave one out", SENSITIVITY_SAMPLES, by_omission),
     ("KL", SENSITIVITY_SAMPLES, by_divergence),
     ("own result", SENSITIVITY_SAMPLES, by_own_result),
     ("Fisher", SENSITIVITY_SAMPLES, by_gradient),
@@ -183,7 +209,7 @@ def _noise(model: bytes, samples: Sequence[Outputs], references: Sequence[Output
 
 
 def _runner(model: bytes, names: Sequence[str]) -> Callable[[Outputs], dict[str, np.ndarray]]:
-    session = session_of(model)
+    session = trial_session(model)
     return lambda sample: dict(zip(names, session.run(list(names), dict(sample)), strict=True))
 
 
@@ -207,7 +233,7 @@ def _border(graph: Graph, model: ir.Model, results: Sequence[str], changed: froz
 def _piece(model: ir.Model, reads: Sequence[str], results: Sequence[str]) -> tuple[Any, list[str], list[str]]:
     """A session of what lies between these tensors."""
     cut = Extractor(onnx.load_from_string(to_bytes(model))).extract_model(list(reads), list(results))
-    return session_of(cut.SerializeToString()), list(reads), list(results)
+    return trial_session(cut.SerializeToString()), list(reads), list(results)
 
 
 def _with_all(names: set[str], graph: Graph) -> Callable[[Outputs], dict[str, np.ndarray]]:
@@ -292,20 +318,17 @@ def bench_model(
     job = open_job(entry, target, overlays, OnConsole(log), 0.01)
     names = able(job.graph, job.device.backend, Precision.INT8)
     bench = Workbench(job)
-    judged, references = _references(job.graph, spread(job.data.evaluation, SENSITIVITY_SAMPLES))
+    judged = spread(job.data.evaluation, 2 * SENSITIVITY_SAMPLES)
     whole = Case(job.graph, names, bench.ranges, job.data.calibration)
     drawn = [random_plans(names, plans, half) for half in (False, True)]
     measured = []
     for some in drawn:
-        noise = [
-            _noise(to_bytes(whole.quantized(plan)), judged, references, relative_noise_power) if plan else 0.0
-            for plan in some
-        ]
-        measured.append(noise)
+        measured.append(sample_losses(job.graph, (whole.quantized(plan) for plan in some), judged))
         log.print(f"{name}: {len(some)} plans measured", markup=False)
-    rows = []
+    ranks = [float(spearmanr(noise[:, ::2].mean(axis=1), noise[:, 1::2].mean(axis=1)).statistic) for noise in measured]
+    rows = [Row(name, "ceiling", SENSITIVITY_SAMPLES, None, *ranks)]
     for way, count, estimate in WAYS:
-        case = Case(job.graph, names, bench.ranges, spread(job.data.calibration, count))
+        case = replace(whole, samples=spread(job.data.calibration, count))
         begun = time.perf_counter()
         try:
             losses = estimate(case)
@@ -314,7 +337,7 @@ def bench_model(
             continue
         seconds = time.perf_counter() - begun
         ranks = [
-            float(spearmanr([sum(losses[layer] for layer in plan) for plan in some], noise).statistic)
+            float(spearmanr([sum(losses[layer] for layer in plan) for plan in some], noise.mean(axis=1)).statistic)
             for some, noise in zip(drawn, measured, strict=True)
         ]
         rows.append(Row(name, way, count, seconds, ranks[0], ranks[1]))

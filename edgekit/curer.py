@@ -16,10 +16,9 @@ from edgekit import cache
 from edgekit.backends import able
 from edgekit.compress.cures import NO_CURES, Cures
 from edgekit.compress.rounding import Rounded
-from edgekit.graph import to_bytes
 from edgekit.recipes.samples import spread
 from edgekit.remedies import Remedies
-from edgekit.sensitivity import SENSITIVITY_SAMPLES, sample_losses
+from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, sample_losses
 from edgekit.types import Precision
 
 TRIALS = 24
@@ -66,6 +65,7 @@ class Curer:
         recipe = job.data.recipe
         key = pruner.key(
             cures=_VERSION,
+            method=METHOD,
             observer=recipe.observer,
             percentile=recipe.percentile,
             backend=job.target.backend,
@@ -204,7 +204,7 @@ class _Search:
         self, tries: Sequence[tuple[Cures, tuple[str, ...]]], precision: Precision = Precision.INT8
     ) -> tuple[np.ndarray, ...]:
         """The noise power [samples] at the model's outputs where these layers are quantized with these cures."""
-        models = [to_bytes(self._remedies.written(cures, dict.fromkeys(names, precision))) for cures, names in tries]
+        models = [self._remedies.written(cures, dict.fromkeys(names, precision)) for cures, names in tries]
         found = sample_losses(self._job.graph, models, self._samples, os.cpu_count() or 1)
         for _ in models:
             self._advance()

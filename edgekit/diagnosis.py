@@ -17,7 +17,6 @@ from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.compress.ranges import collect_ranges
 from edgekit.compress.symmetric import choose_ranges
 from edgekit.errors import InputError
-from edgekit.graph import to_bytes
 from edgekit.recipes.samples import Subset, spread
 from edgekit.recipes.soundness import FEW_SAMPLES, Finding, examine
 from edgekit.sensitivity import SENSITIVITY_SAMPLES, losses_of
@@ -25,6 +24,8 @@ from edgekit.stages import Workbench
 from edgekit.types import Precision
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgekit.job import Job
 
 WORST_LAYERS = 5
@@ -173,10 +174,10 @@ class _Trials:
         """(layer, way) -> the loss of that layer alone."""
         job = self.bench.job
 
-        def model_of(variant: tuple[str, str]) -> bytes:
+        def model_of(variant: tuple[str, str]) -> ir.Model:
             name, way = variant
             if way in self._cures:
-                return to_bytes(self.bench.curer.remedies.written(self._cures[way], {name: Precision.INT8}))
+                return self.bench.curer.remedies.written(self._cures[way], {name: Precision.INT8})
             return self._model({name: _PRECISIONS.get(way, Precision.INT8)}, self.observers.get(way, self.bench.ranges))
 
         with job.progress.stage(title, len(variants)) as advance:
@@ -235,9 +236,9 @@ class _Trials:
         recipe = job.data.recipe
         return choose_ranges(seen, recipe.observer, recipe.percentile, job.device.backend.symmetric)
 
-    def _model(self, precisions: Mapping[str, Precision], ranges: Mapping[str, Range]) -> bytes:
+    def _model(self, precisions: Mapping[str, Precision], ranges: Mapping[str, Range]) -> ir.Model:
         job = self.bench.job
-        return to_bytes(apply_precisions(job.graph, precisions, ranges, job.device.backend.quantizes_results))
+        return apply_precisions(job.graph, precisions, ranges, job.device.backend.quantizes_results)
 
 
 _PRECISIONS = {"weights alone": Precision.W8, "activations in 16 bit": Precision.INT16X8}

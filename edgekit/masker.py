@@ -32,10 +32,12 @@ from edgekit.compress.weights import quantize_weights
 from edgekit.graph import Graph, to_bytes
 from edgekit.pruner import Pruner, one_blas_thread
 from edgekit.recipes.samples import spread
-from edgekit.sensitivity import SENSITIVITY_SAMPLES, losses_of
+from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, losses_of
 from edgekit.types import Layer, Mask, Precision
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgekit.compress.grams import Gram
     from edgekit.compress.observers import Range
 
@@ -99,6 +101,7 @@ class Masker:
         graph, recipe = job.graph, job.data.recipe
         samples = spread(self.pruner.judging, SENSITIVITY_SAMPLES)
         seen: dict[str, Any] = {"observer": recipe.observer, "percentile": recipe.percentile, "samples": samples.digest}
+        seen["method"] = METHOD
         results = job.device.backend.quantizes_results
         seen |= {"results": True} if results else {}
         keys = {v: self._key(layer=v[0], precision=v[1].value, mask=v[2].value, **seen) for v in variants}
@@ -108,10 +111,10 @@ class Masker:
             asked = dict.fromkeys(mask for _, _, mask in missing)
             solved = {mask: self._solved(graph, {n: mask for n, _, m in missing if m is mask}) for mask in asked}
 
-            def model_of(variant: Variant) -> bytes:
+            def model_of(variant: Variant) -> ir.Model:
                 name, precision, mask = variant
                 made = put_masked(graph, {name: solved[mask][name]})
-                return to_bytes(apply_precisions(made, {name: precision}, ranges, results))
+                return apply_precisions(made, {name: precision}, ranges, results)
 
             with job.progress.stage("sensitivity of masks", len(missing)) as advance:
 

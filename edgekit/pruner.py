@@ -24,9 +24,11 @@ from edgekit.graph.channels import Channels, find_channels
 from edgekit.graph.load import reread
 from edgekit.graph.sizes import Sizes, sizes_of
 from edgekit.recipes.samples import Dataset, Subset, spread
-from edgekit.sensitivity import SENSITIVITY_SAMPLES, losses_of
+from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, losses_of
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgekit.compress.grams import Gram
     from edgekit.job import Job
 
@@ -138,7 +140,7 @@ class Pruner:
                 if self._dealt[1] is not self._dealt[0]:
                     in_order = reconstruct(job.graph, self.channels, units, self.samples)
                     ways = (smaller, in_order)
-                    noise = losses_of(job.graph, lambda way: to_bytes(ways[way].model), range(2), self._dealt[1])
+                    noise = losses_of(job.graph, lambda way: ways[way].model, range(2), self._dealt[1])
                     smaller = ways[noise[1] < noise[0]]
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "model.onnx").write_bytes(to_bytes(smaller.model))
@@ -151,14 +153,14 @@ class Pruner:
         re-solved; each is kept as soon as it is known.
         """
         samples = spread(self._dealt[1], SENSITIVITY_SAMPLES)
-        keys = {o: self.key(group=o[0], kept=o[1], samples=samples.digest) for o in options}
+        keys = {o: self.key(method=METHOD, group=o[0], kept=o[1], samples=samples.digest) for o in options}
         known = {o: float(found) for o in options if (found := cache.read_json("losses", keys[o])) is not None}
         missing = [option for option in options if option not in known]
         if missing:
             grams, units = self.grams, {option: self.units(dict([option])) for option in missing}
 
-            def model_of(option: Kept) -> bytes:
-                return to_bytes(reconstruct_alone(self.job.graph, self.channels, units[option], grams).model)
+            def model_of(option: Kept) -> ir.Model:
+                return reconstruct_alone(self.job.graph, self.channels, units[option], grams).model
 
             with self.job.progress.stage("sensitivity of channel groups", len(missing)) as advance, one_blas_thread():
 

@@ -9,18 +9,21 @@ https://arxiv.org/abs/1911.03852); what really comes out is measured on the fini
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from edgekit.compress.qdq import apply_precisions
-from edgekit.graph import to_bytes
+from edgekit.compress.pieces import bytes_of, tail_of
+from edgekit.compress.qdq import apply_precisions, quantization_points
+from edgekit.compress.ranges import observed
 from edgekit.recipes.fidelity import powers
 from edgekit.types import Precision
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from edgekit.compress.observers import Range
     from edgekit.graph import Graph
     from edgekit.recipes.samples import Dataset
@@ -31,8 +34,14 @@ Variant = TypeVar("Variant", bound=Hashable)
 LOSS_FLOOR = 1e-14
 LOSS_CEILING = 1e3
 
+METHOD = 2
+"""Raised when losses come out otherwise than before: a part of the keys that they are kept under."""
+
 SENSITIVITY_SAMPLES = 16
 """Samples that losses are measured on: their spread over options is far wider than that over samples."""
+
+# Tensors of all samples that are held for the next layer to start from.
+_HELD_BYTES = 1 << 29
 
 
 def relative_noise_power(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
@@ -61,7 +70,7 @@ def layer_losses(
     """
     return losses_of(
         graph,
-        lambda name: to_bytes(apply_precisions(graph, {name: precision}, ranges, results)),
+        lambda name: apply_precisions(graph, {name: precision}, ranges, results),
         names,
         dataset,
         workers,
@@ -71,7 +80,7 @@ def layer_losses(
 
 def losses_of(
     graph: Graph,
-    model_of: Callable[[Variant], bytes],
+    model_of: Callable[[Variant], ir.Model],
     variants: Sequence[Variant],
     dataset: Dataset,
     workers: int = 1,
@@ -79,17 +88,15 @@ def losses_of(
 ) -> dict[Variant, float]:
     """Variant -> relative noise power of its model's outputs against those of ``graph``, mean over all samples.
 
-    ``workers`` variants are tried at a time, each on one thread, so their number does not change the losses.
-    ``on_variant`` is called after each one, in order.
+    The models are changed copies of the graph; what they have in common with it runs once for all. ``workers`` variants
+    are tried at a time, each on one thread, so their number does not change the losses. ``on_variant`` is called after
+    each one, in order.
     """
-    reference = _session(to_bytes(graph.model))
-    samples = [dataset.sample(index) for index in range(len(dataset))]
-    expected = [_outputs(reference, sample) for sample in samples]
+    judge = _Judge(graph, dataset)
 
     def loss(variant: Variant) -> float:
-        session = _session(model_of(variant))
-        noise = (relative_noise_power(_outputs(session, x), y) for x, y in zip(samples, expected, strict=True))
-        return math.fsum(noise) / len(samples)
+        noise = judge.noise(model_of(variant))
+        return math.fsum(noise) / len(noise)
 
     losses = {}
     with ThreadPoolExecutor(workers) as pool:
@@ -104,23 +111,65 @@ def losses_of(
     return losses
 
 
-def sample_losses(graph: Graph, models: Sequence[bytes], dataset: Dataset, workers: int = 1) -> np.ndarray:
+def sample_losses(graph: Graph, models: Iterable[ir.Model], dataset: Dataset, workers: int = 1) -> np.ndarray:
     """Relative noise power [models, samples] of the models' outputs against those of ``graph``. Two models are better
     compared sample by sample than by their means, which one odd sample can make.
     """
-    reference = _session(to_bytes(graph.model))
-    samples = [dataset.sample(index) for index in range(len(dataset))]
-    expected = [_outputs(reference, sample) for sample in samples]
-
-    def losses(model: bytes) -> list[float]:
-        session = _session(model)
-        return [relative_noise_power(_outputs(session, x), y) for x, y in zip(samples, expected, strict=True)]
-
+    judge = _Judge(graph, dataset)
     with ThreadPoolExecutor(workers) as pool:
-        return np.array(list(pool.map(losses, models)))
+        return np.array(list(pool.map(judge.noise, models)))
 
 
-def _session(model: bytes) -> Any:
+class _Judge:
+    """Compares changed copies of a graph with it, on the same samples. It holds what the layers read, so that only what
+    a copy changes runs again.
+    """
+
+    def __init__(self, graph: Graph, dataset: Dataset) -> None:
+        self._graph = graph
+        self._outputs = [tensor.name for tensor in graph.outputs]
+        self._held = _held(graph, len(dataset))
+        session = trial_session(observed(graph.model, self._held))
+        names = list(dict.fromkeys((*self._outputs, *self._held)))
+        self._values = []
+        for index in range(len(dataset)):
+            sample = dataset.sample(index)
+            self._values.append({**sample, **dict(zip(names, session.run(names, sample), strict=True))})
+
+    def noise(self, model: ir.Model) -> list[float]:
+        """Relative noise power of the model's outputs, sample by sample."""
+        tail = tail_of(self._graph, model, self._held)
+        if not tail.results:
+            return [LOSS_FLOOR] * len(self._values)
+        session = trial_session(tail.model)
+        noise = []
+        for values in self._values:
+            reference = {name: values[name] for name in self._outputs}
+            found = session.run(tail.results, {name: values[name] for name in tail.reads})
+            noise.append(relative_noise_power({**reference, **dict(zip(tail.results, found, strict=True))}, reference))
+        return noise
+
+
+def _held(graph: Graph, samples: int) -> tuple[str, ...]:
+    """The tensors that layers read, from the last one backwards as long as they fit into memory for all samples: the
+    early ones are the largest, and spare the least.
+    """
+    wanted = set(quantization_points(graph))
+    found: list[str] = []
+    room = _HELD_BYTES
+    for node in reversed(list(graph.model.graph)):
+        value = node.outputs[0]
+        # Of several outputs one alone would not do: the node runs for the others.
+        if value.name in wanted and len(node.outputs) == 1:
+            room -= samples * bytes_of(value)
+            if room < 0:
+                break
+            found.append(value.name)
+    return tuple(found)
+
+
+def trial_session(model: bytes) -> Any:
+    """An onnxruntime session of one thread that executes Q/DQ pairs in float."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -131,8 +180,3 @@ def _session(model: bytes) -> Any:
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
-
-
-def _outputs(session: Any, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    names = [output.name for output in session.get_outputs()]
-    return dict(zip(names, session.run(names, dict(inputs)), strict=True))

@@ -35,7 +35,7 @@ from edgekit.pruner import Pruner
 from edgekit.recipes.samples import spread
 from edgekit.remedies import Remedies
 from edgekit.results import DeviceInfo, DroppedOption
-from edgekit.sensitivity import SENSITIVITY_SAMPLES, layer_losses
+from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, layer_losses
 from edgekit.types import Mask, Plan, Precision
 
 # Raised when the meaning of a cached entry changes.
@@ -344,6 +344,7 @@ class Workbench:
                 **results,
                 **around,
                 version=_VERSION,
+                method=METHOD,
                 graph=self.graph_key,
                 data=job.data.calibration.digest,
                 observer=job.data.recipe.observer,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from edgekit import cache
@@ -67,8 +69,12 @@ def arrays_of(model: onnx.ModelProto) -> dict[str, np.ndarray]:
     return {one.name: onnx.numpy_helper.to_array(one) for one in model.graph.initializer}
 
 
+def reader(contents: list[bytes]) -> Callable[[int], ir.Model]:
+    return lambda index: ir.serde.deserialize_model(onnx.load_from_string(contents[index]))
+
+
 def noise(bench: Workbench, contents: list[bytes]) -> list[float]:
-    found = losses_of(bench.job.graph, contents.__getitem__, range(len(contents)), bench.job.data.evaluation)
+    found = losses_of(bench.job.graph, reader(contents), range(len(contents)), bench.job.data.evaluation)
     return [found[index] for index in range(len(contents))]
 
 
@@ -192,7 +198,7 @@ def test_a_plan_that_prunes_gets_codes_chosen_for_what_stays(job: Job) -> None:
     pruned = bench.graph_of(kept)
     names = able(pruned, job.device.backend, INT8)
     contents = [bench.model_bytes(dict.fromkeys(names, INT8), kept, cured=cured) for cured in (False, True)]
-    found = losses_of(pruned, contents.__getitem__, range(2), job.data.evaluation)
+    found = losses_of(pruned, reader(contents), range(2), job.data.evaluation)
     assert 10 * math.log10(found[0] / found[1]) > 3
     assert bench.model_bytes(dict.fromkeys(names, INT8), kept) == contents[1]
 

@@ -206,8 +206,8 @@ class TestKilled:
         # Slows the trial of each layer down, so that there is a middle to interrupt.
         (desk.folder / "sitecustomize.py").write_text(
             "import edgekit.sensitivity as it, time\n"
-            "trial = it._session\n"
-            "it._session = lambda *a, **k: (time.sleep(0.5), trial(*a, **k))[1]\n"
+            "trial = it.trial_session\n"
+            "it.trial_session = lambda *a, **k: (time.sleep(0.5), trial(*a, **k))[1]\n"
         )
         arguments = ("plan", *DEPLOY[1:], "--no-prune", "--json")
         losses = own.cache / "losses"

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgekit import sensitivity
 from edgekit.sensitivity import LOSS_CEILING, LOSS_FLOOR, layer_losses, relative_noise_power
 from edgekit.types import Precision
 from tests.quantized import CASES, case, run
@@ -92,6 +93,21 @@ def test_a_coarser_range_costs_more() -> None:
     fine = layer_losses(source.graph, INT8, [first], source.ranges, source.data)[first]
     coarse = layer_losses(source.graph, INT8, [first], wide, source.data)[first]
     assert coarse > 4 * fine
+
+
+@pytest.mark.parametrize("name", ["inverted_residual", "transformer"])
+def test_what_is_held_in_memory_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = case(name)
+    found, held = [], []
+    for room in (1 << 29, 4096, 0):
+        monkeypatch.setattr(sensitivity, "_HELD_BYTES", room)
+        held.append(sensitivity._held(source.graph, len(source.data)))
+        found.append(layer_losses(source.graph, INT8, source.names, source.ranges, source.data))
+    assert not held[-1]
+    assert set(held[1]) < set(held[0])
+    assert held[0][: len(held[1])] == held[1], "the last ones of the graph stay longest"
+    assert found[1] == pytest.approx(found[0], rel=1e-3)
+    assert found[2] == pytest.approx(found[0], rel=1e-3)
 
 
 def test_threads_change_nothing_that_matters() -> None:

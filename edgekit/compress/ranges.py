@@ -74,7 +74,7 @@ def observe(
     passes = _passes(graph, [name for name in tensors if name not in inputs])
     runs = len(passes) * len(dataset)
     for number, names in enumerate(passes):
-        session = session_of(_observed(graph.model, names))
+        session = session_of(observed(graph.model, names))
         for index in range(len(dataset)):
             feed = feed_of(graph, dataset, index)
             values = dict(zip(names, session.run(names, feed), strict=True)) if names else {}
@@ -143,8 +143,8 @@ def _bytes(value: ir.Value) -> int:
     return math.prod(value.shape.numpy()) * int(value.dtype.itemsize) if value.shape is not None else 0
 
 
-def _observed(model: ir.Model, names: Sequence[str]) -> bytes:
-    """The model with the named tensors as its outputs."""
+def observed(model: ir.Model, names: Sequence[str]) -> bytes:
+    """The model with the named tensors among its outputs."""
     copy = model.clone()
     values = _values(copy)
     outputs = copy.graph.outputs

@@ -4,15 +4,14 @@ corrected on the way: together the pieces cost one pass of each model, and nothi
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
+from edgekit.compress.pieces import bytes_of, drifted_values, piece
 from edgekit.compress.ranges import feed_of, session_of
 from edgekit.errors import InputError
 from edgekit.graph.layers import reads_of
@@ -36,18 +35,6 @@ class Stop:
     drifted: tuple[str, ...]
     layers: tuple[str, ...]
     held: frozenset[str]
-
-
-def drifted_values(graph: Graph, model: ir.Model) -> frozenset[str]:
-    """The tensors that ``model``, a changed copy of the graph with the same names, may compute differently."""
-    drifted: set[str] = set()
-    changed = {node.name: node for node in model.graph}
-    for node in graph.model.graph:
-        twin = changed[node.name]
-        reads = {value.name for value in reads_of(node)}
-        if reads & drifted or _differs(node, twin):
-            drifted |= {output.name or "" for output in node.outputs}
-    return frozenset(drifted - {""})
 
 
 class Walk:
@@ -100,15 +87,15 @@ class Walk:
         if not outputs:
             return
         inputs = sorted({v.name or "" for n in nodes for v in reads_of(n) if not v.is_initializer()} - made)
-        session = session_of(_piece(model, nodes, inputs, outputs))
+        session = session_of(piece(model, nodes, inputs, outputs))
         for original, changed in self._live:
             values = {**original, **changed} if which else original
             found = session.run(outputs, {name: values[name] for name in inputs})
             (changed if which else original).update(zip(outputs, found, strict=True))
 
     def _bytes_of_a_sample(self) -> int:
-        sizes = {v.name: _bytes(v) for node in self._models[0].graph for v in node.outputs}
-        sizes |= {v.name: _bytes(v) for v in self._models[0].graph.inputs}
+        sizes = {v.name: bytes_of(v) for node in self._models[0].graph for v in node.outputs}
+        sizes |= {v.name: bytes_of(v) for v in self._models[0].graph.inputs}
         return max((sum(sizes[n] * (1 + (n in self._drifted)) for n in stop.held) for stop in self._plan), default=0)
 
 
@@ -152,46 +139,3 @@ def _plan(model: ir.Model, sources: Mapping[str, str], drifted: frozenset[str]) 
         later = (later | {sources[name] for name in layers}).union(*(reads[name] for name in nodes)) - makes_here
     stops.reverse()
     return stops
-
-
-def _differs(node: ir.Node, twin: ir.Node) -> bool:
-    if ir.serde.serialize_node(node) != ir.serde.serialize_node(twin):
-        return True
-    pairs = zip(reads_of(node), reads_of(twin), strict=True)
-    return any(_constant_differs(a, b) for a, b in pairs if a.is_initializer() and b.is_initializer())
-
-
-def _constant_differs(first: ir.Value, second: ir.Value) -> bool:
-    a, b = first.const_value, second.const_value
-    return a is not b and a is not None and b is not None and not np.array_equal(a.numpy(), b.numpy())
-
-
-def _piece(model: ir.Model, nodes: Iterable[ir.Node], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
-    """The nodes as a model of their own."""
-    nodes = list(nodes)
-    values = {v.name or "": v for n in nodes for v in (*reads_of(n), *n.outputs)}
-    constants = [v for v in values.values() if v.is_initializer()]
-    graph = onnx.helper.make_graph(
-        [ir.serde.serialize_node(node) for node in nodes],
-        "piece",
-        [ir.serde.serialize_value(values[name]) for name in inputs],
-        [ir.serde.serialize_value(values[name]) for name in outputs],
-        [_tensor(value) for value in constants],
-    )
-    opsets = [onnx.helper.make_opsetid(domain, version) for domain, version in model.opset_imports.items()]
-    whole = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
-    content: bytes = whole.SerializeToString()
-    return content
-
-
-def _tensor(value: ir.Value) -> onnx.TensorProto:
-    assert value.const_value is not None, value.name
-    proto = ir.serde.serialize_tensor(value.const_value)
-    proto.name = value.name or ""
-    return proto
-
-
-def _bytes(value: ir.Value) -> int:
-    if value.shape is None or value.dtype is None:
-        return 0
-    return math.ceil(math.prod(value.shape.numpy()) * value.dtype.itemsize)

@@ -3,9 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.sensitivity import Case, by_output, by_own_result, by_suffix, divergence, random_plans
-from edgekit.sensitivity import layer_losses
-from edgekit.types import Precision
+from benchmarks.sensitivity import Case, by_edgekit, by_omission, by_output, by_own_result, divergence, random_plans
 from tests.quantized import CASES, case
 
 
@@ -17,10 +15,15 @@ def case_of(name: str) -> Case:
 @pytest.mark.parametrize("name", CASES)
 def test_a_cached_prefix_changes_nothing(name: str) -> None:
     ours = case_of(name)
-    whole = by_output(ours)
-    assert by_suffix(ours) == pytest.approx(whole, rel=1e-3)
-    edgekit = layer_losses(ours.graph, Precision.INT8, ours.names, ours.ranges, ours.samples)
-    assert whole == pytest.approx(edgekit, rel=0.02)
+    assert by_edgekit(ours) == pytest.approx(by_output(ours), rel=1e-3)
+
+
+def test_what_a_layer_adds_to_all_others() -> None:
+    ours = case_of("inverted_residual")
+    alone, added = by_output(ours), by_omission(ours)
+    assert list(added) == list(alone)
+    assert min(added.values()) >= 0
+    assert sum(alone.values()) / 4 < sum(added.values()) < 4 * sum(alone.values())
 
 
 @pytest.mark.parametrize("name", CASES)
