@@ -52,7 +52,7 @@ quantized_op_types = {
 _MODEL, _TABLE = "model.tflite", "operators.json"
 _PRECISION = "edgekit.precision"  # of a node's metadata, see edgekit.compress.qdq
 # The converter may write it in several operators: then it stays float.
-_GLUE = frozenset({"Concat", "GlobalAveragePool", "Resize"})
+_GLUE = frozenset({"Add", "Concat", "GlobalAveragePool", "Mul", "Resize"})
 _INTEGER = (Precision.INT8, Precision.INT16X8)
 _CONVERT_S = 1800.0
 # Float conversions agree with onnxruntime to 1e-5 and better; a wrong one is off by its outputs' own size.

@@ -39,7 +39,10 @@ CONTRIB = "com.microsoft"
 _ACTIVATION_BITS = {Precision.INT8: 8, Precision.INT16X8: 16}
 _WEIGHTS_QUANTIZED = frozenset({Precision.INT8, Precision.INT16X8, Precision.W8, Precision.W4})
 # Besides sums: what TFLite computes in int8 as it is, between int8 layers.
-_RESULTS_GLUE = frozenset({"Concat", "GlobalAveragePool", "Resize"})
+_RESULTS_GLUE = frozenset({"Concat", "GlobalAveragePool", "Mul", "Resize"})
+# Functions of each value: XNNPACK makes one table of a chain of them between two quantized tensors, where pairs inside
+# would cost more.
+_FUNCTIONS = frozenset({"HardSigmoid", "HardSwish", "Sigmoid", "Tanh"})
 # Where a node's metadata says its precision.
 PRECISION = "edgekit.precision"
 _PASSING = TRANSPARENT | _FUSED_ACTIVATIONS | {"QuantizeLinear", "DequantizeLinear"}
@@ -294,11 +297,13 @@ def _is_residual_add(node: ir.Node) -> bool:
 
 
 def _is_glue(node: ir.Node, results: bool) -> bool:
-    """A residual Add; with ``results``, a concatenation with other tensors or zeros, a mean over all pixels and a
-    nearest-neighbour resizing too.
+    """A residual Add; with ``results``, a concatenation with other tensors or zeros, a mean over all pixels, a product
+    with a gate and a nearest-neighbour resizing too.
     """
     if not results or node.op_type not in _RESULTS_GLUE or node.domain != "":
         return _is_residual_add(node)
+    if node.op_type == "Mul":
+        return len(_read_by(node)) == 2
     if node.op_type == "Resize":
         mode = node.attributes.get("mode")
         return mode is None or mode.as_string() == "nearest"
@@ -317,27 +322,35 @@ def _int8_glue(body: ir.Graph, int8: set[str], results: bool) -> list[ir.Node]:
     found: dict[str, ir.Node] = {}
     for node in list(body):
         if _is_glue(node, results):
-            sources = [_producing(value) for value in _read_by(node)]
+            sources = [_producing(value, results) for value in _read_by(node)]
             if all(source is not None and (source.name in int8 or source.name in found) for source in sources):
                 found[node.name or ""] = node
-    return [node for node in found.values() if _feeds_int8(node, int8, found)]
+    return [node for node in found.values() if _feeds_int8(node, int8, found, results)]
 
 
-def _producing(value: ir.Value) -> ir.Node | None:
+def _producing(value: ir.Value, results: bool) -> ir.Node | None:
     node = value.producer()
-    while node is not None and node.op_type in _PASSING:
-        source = node.inputs[0]
+    while node is not None and _passes(node, results):
+        source = next(iter(_read_by(node)), None)
         node = source.producer() if source is not None else None
     return node
 
 
-def _feeds_int8(node: ir.Node, int8: set[str], glue: Mapping[str, ir.Node]) -> bool:
+def _passes(node: ir.Node, results: bool) -> bool:
+    """Whether a node only moves or clips what it reads, or, with ``results``, is another function of each value."""
+    if node.op_type in _PASSING:
+        return True
+    functions = _FUNCTIONS if len(node.inputs) == 1 else {"Add", "Mul"}
+    return results and node.op_type in functions and node.domain == "" and len(_read_by(node)) == 1
+
+
+def _feeds_int8(node: ir.Node, int8: set[str], glue: Mapping[str, ir.Node], results: bool) -> bool:
     seen, waiting = {node}, [node]
     while waiting:
         for reader in waiting.pop().outputs[0].consumers():
             if reader.name in int8:
                 return True
-            if (reader.op_type in _PASSING or (reader.name or "") in glue) and reader not in seen:
+            if (_passes(reader, results) or (reader.name or "") in glue) and reader not in seen:
                 seen.add(reader)
                 waiting.append(reader)
     return False

@@ -30,6 +30,7 @@ from tests.backends.tflite_cases import (
     W4,
     W8,
     expected,
+    gated,
     glued,
     hub,
     misnamed,
@@ -152,6 +153,23 @@ class TestConvert:
         beside = {ops[place + step] for place, op in enumerate(ops) if op == "CONCATENATION" for step in (-1, 1)}
         assert "TRANSPOSE" not in beside
         assert "RELU" not in ops
+        sample = source.data.sample(0)
+        names = [one.name for one in source.graph.outputs]
+        assert sqnr_db(tflite.session(made, 1, names)(sample), run(hub(source, plan), sample)) > 30
+
+    def test_gates_stay_in_eight_bits_and_transposes_move_behind_them(self, converter: None, tmp_path: Path) -> None:
+        """Functions of one tensor stay float between conversions: XNNPACK makes one table of the whole chain."""
+        source = gated()
+        plan = offered(source, INT8)
+        made = tflite.convert(hub(source, plan), tmp_path, FP32)
+        rows = rows_of(made)
+        found = {op: {row["precision"] for row in rows if row["op"] == op} for op in ("MEAN", "HARD_SWISH")}
+        assert found == {"MEAN": {"int8"}, "HARD_SWISH": {"fp32"}}
+        products = [row["precision"] for row in rows if row["op"] == "MUL" and len(row["inputs"]) == 2]
+        assert products == ["int8", "int8"]
+        turns = [row for row in rows if row["op"] == "TRANSPOSE"]
+        assert len(turns) == 2, "the input's and the output's"
+        assert words(made, source) == expected(source, plan)
         sample = source.data.sample(0)
         names = [one.name for one in source.graph.outputs]
         assert sqnr_db(tflite.session(made, 1, names)(sample), run(hub(source, plan), sample)) > 30

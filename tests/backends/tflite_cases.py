@@ -95,3 +95,15 @@ def glued() -> Case:
     z = net.op("Relu", net.op("Conv", joined, net.random(16, 20, 1, 1)))
     mean = net.op("GlobalAveragePool", z)
     return case_of(net.model([net.op("Conv", mean, net.random(5, 16, 1, 1))]))
+
+
+def gated() -> Case:
+    """Activations of several operators, a squeeze-and-excite gate on them, and a swish: all between convolutions."""
+    net = Net()
+    x = net.op("HardSwish", net.op("Conv", net.input("x", [1, 3, 16, 16]), net.random(8, 3, 3, 3), pads=[1, 1, 1, 1]))
+    x = net.op("Add", net.op("Mul", net.weight(np.float32([0.7])), x), net.weight(np.float32([-0.2])))
+    squeezed = net.op("Relu", net.op("Conv", net.op("GlobalAveragePool", x), net.random(4, 8, 1, 1)))
+    gate = net.op("HardSigmoid", net.op("Conv", squeezed, net.random(8, 4, 1, 1)), alpha=1 / 6, beta=0.5)
+    y = net.op("Conv", net.op("Mul", x, gate), net.random(12, 8, 1, 1))
+    swish = net.op("Mul", y, net.op("Sigmoid", y))
+    return case_of(net.model([net.op("Conv", swish, net.random(5, 12, 1, 1))]))

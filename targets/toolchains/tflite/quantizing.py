@@ -6,16 +6,31 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 from container import WEIGHTED, File, Refused, first_line
 from naming import Numbered, Tagged
 
 # Moves values without changing any: runs in the precision of what reads it.
 VIEWS = {"PAD", "TRANSPOSE", "RESHAPE", "MAX_POOL_2D"}
 # Through these a result stays recognisable, in ONNX and in TFLite.
-PASSING_NODES = {"Relu", "Clip", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "MaxPool", "Identity"}
-PASSING_OPERATORS = {"RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1", "MINIMUM", "MAXIMUM", "SQUEEZE", *VIEWS}
+PASSING_NODES = {
+    *("Relu", "Clip", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh"),
+    *("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "MaxPool", "Identity"),
+}
+PASSING_OPERATORS = {
+    *("RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1", "MINIMUM", "MAXIMUM", "HARD_SWISH", "LOGISTIC", "TANH"),
+    *("SQUEEZE", *VIEWS),
+}
 # What has no weights to be known by, and the nodes that it may come of.
-GLUE = {"ADD": "Add", "CONCATENATION": "Concat", "MEAN": "GlobalAveragePool", "RESIZE_NEAREST_NEIGHBOR": "Resize"}
+GLUE = {
+    "ADD": "Add",
+    "CONCATENATION": "Concat",
+    "MEAN": "GlobalAveragePool",
+    "MUL": "Mul",
+    "RESIZE_NEAREST_NEIGHBOR": "Resize",
+}
+# Glue where they read two activations; with a constant, a result stays recognisable through them.
+PAIRED = {"ADD": "Add", "MUL": "Mul"}
 
 
 def quantize(tagged: Tagged, numbered: Numbered, job: Mapping[str, Any]) -> bytes:
@@ -85,26 +100,35 @@ def with_glue(file: File, owners: list[int | None], numbered: Numbered) -> list[
     constants = {tensor.name for tensor in numbered.model.graph.initializer}
     made_by = {output: number for number, node in enumerate(numbered.model.graph.node) for output in node.output}
 
+    def activations(node: onnx.NodeProto) -> list[str]:
+        return [name for name in node.input if name and name not in constants]
+
     def source(name: str) -> int | None:
         number = made_by.get(name)
-        while number is not None and numbered.model.graph.node[number].op_type in PASSING_NODES:
-            number = made_by.get(numbered.model.graph.node[number].input[0])
+        while number is not None:
+            node = numbered.model.graph.node[number]
+            read = activations(node)
+            alone = len(set(read)) == 1 and node.op_type in PAIRED.values()
+            if not read or not (alone or node.op_type in PASSING_NODES):
+                break
+            number = made_by.get(read[0])
         return number
 
     glued: dict[tuple[str, frozenset[int | None]], list[int]] = {}
     for number, node in enumerate(numbered.model.graph.node):
         if node.op_type in GLUE.values():
-            read = frozenset(source(name) for name in node.input if name and name not in constants)
+            read = frozenset(source(name) for name in activations(node))
             glued.setdefault((node.op_type, read), []).append(number)
     found = list(owners)
     carries: dict[int, int | None] = {}  # tensor -> node whose result it is
     for index, operator in enumerate(file.operators):
         kind = file.kind(operator)
-        carried = [carries.get(tensor) for tensor in file.activations(operator)]
-        if kind in GLUE and carried and None not in carried and (kind != "ADD" or len(carried) == 2):
+        carried = [carries.get(tensor) for tensor in dict.fromkeys(file.activations(operator))]
+        if kind in GLUE and carried and None not in carried and (kind not in PAIRED or len(carried) == 2):
             waiting = glued.get((GLUE[kind], frozenset(carried)), [])
             found[index] = waiting.pop(0) if waiting else None
-        passed = carried[0] if kind in PASSING_OPERATORS and carried else None
+        alone = len(carried) == 1 and kind in PAIRED
+        passed = carried[0] if carried and (alone or kind in PASSING_OPERATORS) else None
         for tensor in file.outputs(operator):
             carries[tensor] = found[index] if found[index] is not None else passed
     return found

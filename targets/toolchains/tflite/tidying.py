@@ -1,4 +1,4 @@
-"""What the float conversion leaves between operators: transposes around joins, activations behind transposes."""
+"""What the float conversion leaves between operators: transposes around joins and gates, activations behind them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from container import File
 
 # Operators with a place for an activation that follows.
 FUSING = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "ADD"}
+# Each value of their result comes of one value that they read.
+FUNCTIONS = {"HARD_SWISH", "LOGISTIC", "TANH", "RELU", "RELU6", "RELU_0_TO_1", "RELU_N1_TO_1"}
 
 
 def tidy(content: bytes) -> bytes:
     """The same function of the same inputs, with less between its layers."""
     file = File(content)
     fuse_activations(file)
+    sink_transposes(file)
     join_untransposed(file)
     return file.content()
 
@@ -78,16 +81,133 @@ def join_untransposed(file: File) -> None:
         axis = operator.builtinOptions.axis % len(turn)
         operator.inputs = np.int32([constant(file, one, turn) if file.constant(one) else one for one in sources])
         operator.builtinOptions.axis = back[axis]
-        kept, *others = (file.outputs(one)[0] for one in behind)
-        operator.outputs = np.int32([kept])
-        for tensor in others:
-            for reader in links.readers.get(tensor, []):
-                reader.inputs = np.int32([kept if int(t) == tensor else t for t in reader.inputs])
-        for one in behind:
-            if not links.ends & set(file.outputs(one)):
-                file.operators.remove(one)
+        write_untransposed(file, operator, links)
         links = Links(file)
     drop_unread(file)
+
+
+def sink_transposes(file: File) -> None:
+    """A transpose moves behind functions of each value; means and gates read what it reads."""
+    links = Links(file)
+    for operator in list(file.operators):
+        read = file.activations(operator)
+        makers = [links.makers.get(tensor) for tensor in read]
+        turns = [None if maker is None else permutation(file, maker) for maker in makers]
+        if not any(turns):
+            continue
+        kind = file.kind(operator)
+        if len(read) == 1 and links.read_once(read[0]) and (kind in FUNCTIONS or shifts(file, operator)):
+            swap(file, makers[0], operator)
+        elif kind == "MEAN":
+            mean_untransposed(file, operator, turns[0], makers[0], links)
+        elif kind == "MUL" and len(read) == 2:
+            gate_untransposed(file, operator, turns, makers, links)
+        links = Links(file)
+    drop_unread(file)
+
+
+def shifts(file: File, operator: Any) -> bool:
+    """Whether it adds a number to each value, or multiplies each by one."""
+    constants = [tensor for tensor in file.inputs(operator) if file.constant(tensor)]
+    return file.kind(operator) in ("ADD", "MUL") and all(np.prod(file.tensors[one].shape) == 1 for one in constants)
+
+
+def swap(file: File, transpose: Any, operator: Any) -> None:
+    """The transpose behind the operator that reads it, over the same two results."""
+    between, last = file.outputs(transpose)[0], file.outputs(operator)[0]
+    source = int(transpose.inputs[0])
+    operator.inputs = np.int32([source if int(tensor) == between else tensor for tensor in operator.inputs])
+    operator.outputs = np.int32([between])
+    file.tensors[between].shape = np.int32(file.tensors[source].shape)
+    file.tensors[between].name = file.tensors[last].name + b"_last"
+    transpose.inputs[0] = between
+    transpose.outputs = np.int32([last])
+    file.operators.remove(transpose)
+    file.operators.insert(file.operators.index(operator) + 1, transpose)
+
+
+def mean_untransposed(file: File, operator: Any, turn: tuple[int, ...], transpose: Any, links: Links) -> None:
+    """A mean over all pixels of what a transpose reads. Only reshapes may read it: they do not see the other order."""
+    written = file.tensors[file.outputs(operator)[0]]
+    readers = links.readers.get(file.outputs(operator)[0], [])
+    axes = file.tensors[int(operator.inputs[1])]
+    shape = turned(written.shape, turn)
+    if not readers or {file.kind(one) for one in readers} != {"RESHAPE"} or len(shape) != len(turn) or not flat(shape):
+        return
+    over = np.frombuffer(bytes(file.model.buffers[axes.buffer].data), np.int32)
+    file.tensors.append(copied(file, axes))
+    file.set_data(len(file.tensors) - 1, np.int32([turn[axis] for axis in over]))
+    operator.inputs = np.int32([transpose.inputs[0], len(file.tensors) - 1])
+    written.shape = np.int32(shape)
+
+
+def gate_untransposed(
+    file: File, operator: Any, turns: list[tuple[int, ...] | None], makers: list[Any], links: Links
+) -> None:
+    """A product of what a transpose reads with one factor a channel, where what is behind it transposes back."""
+    place = 0 if turns[0] else 1
+    turn, gate = turns[place], int(operator.inputs[1 - place])
+    behind = links.readers.get(file.outputs(operator)[0], [])
+    back = tuple(int(one) for one in np.argsort(turn))
+    shape = file.tensors[gate].shape
+    if not behind or {permutation(file, one) for one in behind} != {back} or len(shape) != len(back) or not flat(shape):
+        return
+    if file.outputs(operator)[0] in links.ends:
+        return
+    reshape, made = reshaped(file, gate, turned(shape, turn))
+    file.operators.insert(file.operators.index(operator), reshape)
+    operator.inputs[place], operator.inputs[1 - place] = makers[place].inputs[0], made
+    write_untransposed(file, operator, links)
+
+
+def write_untransposed(file: File, operator: Any, links: Links) -> None:
+    """The results of the transposes behind an operator become its own, and they go."""
+    behind = links.readers[file.outputs(operator)[0]]
+    kept, *others = (file.outputs(one)[0] for one in behind)
+    operator.outputs = np.int32([kept])
+    for tensor in others:
+        for reader in links.readers.get(tensor, []):
+            reader.inputs = np.int32([kept if int(t) == tensor else t for t in reader.inputs])
+    for one in behind:
+        file.operators.remove(one)
+
+
+def turned(shape: Any, turn: tuple[int, ...]) -> list[int]:
+    """A shape as it was before a transpose by ``turn``."""
+    return [int(shape[place]) for place in np.argsort(turn)] if len(shape) == len(turn) else []
+
+
+def flat(shape: Any) -> bool:
+    """Whether a tensor of that shape lies in memory the same in any order of axes."""
+    return sum(int(size) > 1 for size in shape) <= 1
+
+
+def reshaped(file: File, tensor: int, shape: list[int]) -> tuple[Any, int]:
+    """An operator that reshapes a tensor, and its result."""
+    schema = file.schema
+    made, sizes = copied(file, file.tensors[tensor]), schema.TensorT()
+    made.name += b"_last"
+    made.shape = np.int32(shape)
+    sizes.name, sizes.type = made.name + b"_shape", schema.TensorType.INT32
+    file.tensors.extend([made, sizes])
+    file.set_data(len(file.tensors) - 1, np.int32(shape))
+    operator = schema.OperatorT()
+    operator.opcodeIndex = file.code("RESHAPE")
+    operator.inputs = np.int32([tensor, len(file.tensors) - 1])
+    operator.outputs = np.int32([len(file.tensors) - 2])
+    operator.builtinOptionsType, operator.builtinOptions = (
+        schema.BuiltinOptions.ReshapeOptions,
+        schema.ReshapeOptionsT(),
+    )
+    operator.builtinOptions.newShape = np.int32(shape)
+    return operator, len(file.tensors) - 2
+
+
+def copied(file: File, tensor: Any) -> Any:
+    """A tensor of the same name and type, which holds nothing yet."""
+    made = file.schema.TensorT()
+    made.name, made.type = tensor.name, tensor.type
+    return made
 
 
 def permutation(file: File, operator: Any) -> tuple[int, ...] | None:
@@ -116,8 +236,8 @@ def constant(file: File, tensor: int, turn: tuple[int, ...]) -> int:
     """A transposed copy of a float constant."""
     source = file.tensors[tensor]
     array = np.frombuffer(bytes(file.model.buffers[source.buffer].data), np.float32).reshape(source.shape)
-    made = file.schema.TensorT()
-    made.name, made.type = source.name + b"_transposed", source.type
+    made = copied(file, source)
+    made.name += b"_transposed"
     file.tensors.append(made)
     file.set_data(len(file.tensors) - 1, np.transpose(array, turn))
     return len(file.tensors) - 1
