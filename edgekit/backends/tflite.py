@@ -59,7 +59,8 @@ _CONVERT_S = 1800.0
 FLOAT_TOLERANCE = 0.02
 # Of the signal, and of the noise that the plan itself adds: what kernels may differ from the plan's numerics by.
 KERNEL_NOISE, KERNEL_SHARE = 0.02, 4.0
-_SILENT = 1e-4  # outputs below this are compared with it
+# Outputs below this are compared with it: a random probe shows a detector nothing, and all that is left is noise.
+_SILENT = 3e-3
 # Delegated to XNNPACK, which has kernels for them; 16-bit activations run in the built-in ones.
 _DELEGATED = frozenset({"fp32", "fp16", "int8", "w8"})
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 
@@ -39,7 +40,8 @@ from tests.backends.tflite_cases import (
     words,
 )
 from tests.command import fill
-from tests.quantized import Case, case, run, sqnr_db
+from tests.quantized import Case, case, case_of, run, sqnr_db
+from tests.zoo import Net
 
 
 def runner_module() -> ModuleType:
@@ -257,6 +259,20 @@ class TestGuards:
         parts = tflite.take_apart(content)
         with pytest.raises(InputError, match="computes otherwise than the plan says"):
             tflite._require_numerics(made, content, to_bytes(parts.model), parts)
+
+    def test_an_output_that_the_probe_leaves_silent_proves_nothing(self, converter: None, tmp_path: Path) -> None:
+        """As a detector's map does, where the random probe holds nothing to detect."""
+
+        def detector(bias: float) -> bytes:
+            net = Net()
+            x = net.op("Conv", net.input("x", [1, 3, 8, 8]), net.random(1, 3, 3, 3), net.weight(np.float32([bias])))
+            return hub(case_of(net.model([net.op("Sigmoid", x)])), {})
+
+        for bias, silent in ((-12.0, True), (0.0, False)):
+            content, other = detector(bias), detector(bias + 1)  # 2.7 times as much, where it is silent
+            made = tflite.convert(content, tmp_path / str(bias), FP32)
+            with nullcontext() if silent else pytest.raises(InputError, match="computes otherwise"):
+                tflite._require_numerics(made, other, other, tflite.take_apart(other))
 
     def test_a_runtime_without_its_fast_kernels_is_refused(
         self, mixed: tuple[Case, dict[str, Precision], Artifact]
