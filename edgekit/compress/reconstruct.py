@@ -148,10 +148,11 @@ def _compensation(gram: Gram, matrix: np.ndarray, gone: np.ndarray, intercept: b
     for inverse, weights, lost in zip(gram.inverse, matrix, gone, strict=True):
         out = np.append(lost, not intercept)
         extended = np.column_stack([weights, np.zeros(len(weights))])
-        share = np.linalg.solve(inverse[np.ix_(out, out)], inverse[out])
-        delta = -extended[:, out] @ share
+        stay = np.append(~lost, True)
+        share = np.linalg.solve(inverse[np.ix_(out, out)], extended[:, out].T).T  # far fewer outputs than columns
+        delta = -share @ inverse[np.ix_(out, stay)]
         delta[:, -1] *= intercept
-        found.append(delta[:, np.append(~lost, True)])
+        found.append(delta)
     return np.stack(found)
 
 

@@ -153,6 +153,31 @@ def test_regression_finds_a_linear_law_and_no_law_in_noise() -> None:
     assert np.abs(noise.regression(intercept=False)).max() < 0.5
 
 
+@pytest.mark.parametrize("intercept", [True, False])
+def test_a_regression_is_the_cross_moments_times_the_damped_inverse(intercept: bool) -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((200, 12)) @ rng.standard_normal((12, 12)) + 3
+    second = np.column_stack([rows, np.ones(200)]).T @ np.column_stack([rows, np.ones(200)]) / 200
+    gram, cross = Gram(second[None], 200), rng.standard_normal((1, 5, 13))
+    inverse = gram.damped(0.1)
+    if not intercept:  # the constant's weight is held at zero
+        inverse = inverse - inverse[:, :, -1:] @ inverse[:, -1:] / inverse[:, -1:, -1:]
+    np.testing.assert_allclose(module._regress(gram, cross, 0.1, intercept), cross @ inverse, rtol=1e-9, atol=1e-9)
+
+
+def test_some_columns_of_a_wide_matrix_tell_its_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    mix = rng.standard_normal((30, 200))
+    moments = Moments(1, 200)
+    for index in range(10):
+        noise = rng.standard_normal((1, 30, 200))
+        moments.add(index % 2, (rng.standard_normal((1, 30, 30)) @ mix + noise).astype(np.float32))
+    every = moments.gram().damping
+    monkeypatch.setattr(module, "_ASKED", 40)
+    assert moments.gram().damping == every
+    assert every in DAMPINGS[1:-1]  # neither end, where any columns would do
+
+
 def test_no_samples(tmp_path: Path) -> None:
     graph = load_model(zoo.conv_net(), tmp_path)
     with pytest.raises(InputError, match="no samples"):
