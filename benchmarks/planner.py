@@ -239,7 +239,7 @@ class Comparison:
     seconds: float
     cpu_seconds: float
     gap: float
-    plan: float  # latency, as a share of the float model's
+    plan: float | None  # latency, as a share of the float model's; None: no plan fits
     binding: tuple[str, ...]
     joint_loss: float | None = None
     greedy_loss: float | None = None
@@ -257,8 +257,12 @@ def compare(layers: int, seed: int, memory: float, gap: float, losses: bool = Tr
     in_int8 = evaluate(problem, [2] * len(problem.layers), whole)
     weights, peak = in_float.weight_bytes, in_float.memory_bytes
     limits = Limits(loss=0.05 * in_int8.loss, weight_bytes=weights // 5, memory_bytes=int(memory * peak))
-    begun = time.process_time()
-    fastest = solve(problem, limits, "latency", gap, time_limit_s=60)
+    begun, started = time.process_time(), time.monotonic()
+    try:
+        fastest = solve(problem, limits, "latency", gap, time_limit_s=60)
+    except InfeasibleError:
+        seconds, cpu_seconds = time.monotonic() - started, time.process_time() - begun
+        return Comparison(layers, seed, memory, seconds, cpu_seconds, 0.0, None, ())
     cpu_seconds = time.process_time() - begun
     timed = Comparison(
         layers,
@@ -356,7 +360,7 @@ def main() -> None:
             said = ", ".join("not reached" if x is None else f"{x:.3g}" for x in losses)
             print(
                 f"{c.layers:6d} | {c.seed:4d} | {c.memory:6.2f} | {c.seconds:6.2f} {c.cpu_seconds:6.2f} {c.gap:.1e} "
-                f"| {c.plan:.2f} | {said} | {', '.join(c.binding)}"
+                f"| {'none' if c.plan is None else f'{c.plan:.2f}'} | {said} | {', '.join(c.binding)}"
             )
     else:
         print("layers | min latency: s, gap | min loss: s, gap | float ms -> plan ms | greedy: loss ratio, s | binding")

@@ -29,7 +29,20 @@ ROOMS = (
     *("guards", "blame", "diagnosis", "prediction", "outcome"),
     *("deployment", "api", "sweeping", "sweep", "cli"),
 )
-HEAVY = ("numpy", "onnx", "onnx_ir", "onnxruntime", "openvino", "torch", "scipy", "matplotlib", "pint", "PIL", "cattrs")
+HEAVY = (
+    "numpy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "openvino",
+    "torch",
+    "scipy",
+    "highspy",
+    "matplotlib",
+    "pint",
+    "PIL",
+    "cattrs",
+)
 
 
 def modules() -> list[Path]:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from edgekit.planner.milp import totals_of
 from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity, Totals
+from edgekit.planner.solver import totals_of
 from edgekit.planner.table import Condition, Step, Table, tabulate
 from edgekit.planner.usable import slack_of
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from edgekit.planner.milp import Picked, minimise, totals_of
+from edgekit.planner.milp import minimise
 from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity, Solution
+from edgekit.planner.solver import Picked, totals_of
 from edgekit.planner.table import Table, tabulate
 
 

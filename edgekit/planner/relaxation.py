@@ -1,78 +1,57 @@
-"""The linear relaxation of a program: a lower bound, what each column would add to it, the prices of the budgets."""
+"""The linear relaxation of a program: what is near it, and which budgets it prices."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgekit.planner.linear import Linear
 from edgekit.planner.problem import Limits, Quantity
 from edgekit.planner.program import Program, formulate
 from edgekit.planner.table import Table
 from edgekit.planner.usable import Usable, consistent, everything
 
 if TYPE_CHECKING:
-    from edgekit.planner.table import Floats
+    from edgekit.planner.table import Mask
 
 _PRICE = 1e-6  # least shadow price, in units of the program's objective, that is not the LP's own tolerance
 
 
-@dataclass(frozen=True, eq=False)
-class Relaxation:
-    """The least value in the program's units, each column's reduced cost, and the budgets with a shadow price."""
-
-    value: float  # infinite when nothing fits
-    reduced: Floats
-    priced: frozenset[Quantity]
-
-
-def relax(program: Program, seconds: float = math.inf) -> Relaxation | None:
-    """Solve the relaxation; ``None`` when that does not work out in the time given."""
-    import numpy as np
-    from scipy.optimize import linprog
-    from scipy.sparse import vstack
-
-    if seconds <= 0:
-        return None
-    lower, upper = program.lower, program.upper
-    equal, below = lower == upper, np.isinf(lower)
-    above = ~equal & ~below
-    fixed = np.zeros(len(program.cost))
-    fixed[-1] = 1.0
-    result = linprog(
-        program.cost,
-        A_ub=vstack([program.matrix[below], -program.matrix[above]]),
-        b_ub=np.concatenate([upper[below], -lower[above]]),
-        A_eq=program.matrix[equal],
-        b_eq=upper[equal],
-        bounds=list(zip(fixed, program.ceiling, strict=True)),
-        options={"time_limit": seconds},
-    )
-    if result.status == 2:
-        return Relaxation(math.inf, fixed, frozenset())
-    if result.status != 0 or result.fun is None:
-        return None
-    position = np.cumsum(below) - 1
-    prices = result.ineqlin.marginals
-    priced = frozenset(q for row, q in program.budgets if prices[position[row]] < -_PRICE)
-    return Relaxation(float(result.fun), np.asarray(result.lower.marginals), priced)
-
-
-def narrowed(table: Table, usable: Usable, program: Program, relaxation: Relaxation, room: float) -> Usable | None:
-    """What a plan may use that is at most ``room`` (in the program's units) above the relaxation: a column that is not
-    in its solution adds at least its reduced cost. None when no plan is that near.
+def narrowed(table: Table, usable: Usable, program: Program, near: Mask) -> Program | None:
+    """The program of ``usable`` with the columns that are ``near``, and without those that have no other left to go
+    with. None when a decision has nothing left.
     """
-    near = relaxation.reduced <= room
+    import numpy as np
+
+    near = near.copy()
+    near[-1] = True  # the constant
+    if program.memory.resident is not None:
+        near[program.memory.resident] = True  # it has a range of its own
     columns = usable.columns.copy()
     columns[program.columns] &= near[: len(program.columns)]
     cells = [
         mask.copy() if numbers is None else mask & near[numbers]
         for mask, numbers in zip(usable.cells, program.cells, strict=True)
     ]
-    return consistent(table, Usable(columns, cells))
+    left = consistent(table, Usable(columns, cells))
+    if left is None:
+        return None
+    ceiling = np.where(near, program.ceiling, 0.0)
+    ceiling[: len(program.columns)] *= left.columns[program.columns]
+    for numbers, mask in zip(program.cells, left.cells, strict=True):
+        if numbers is not None:
+            ceiling[numbers[(numbers >= 0) & ~mask]] = 0.0
+    return replace(program, ceiling=ceiling)
 
 
 def priced_limits(table: Table, limits: Limits, objective: Quantity) -> frozenset[Quantity]:
     """Budgets that carry a shadow price in the linear relaxation: relaxing them would lower its ``objective``."""
-    found = relax(formulate(table, everything(table), limits, objective, tight=False))
-    return found.priced if found is not None else frozenset()
+    import numpy as np
+
+    program = formulate(table, everything(table), limits, objective, tight=False)
+    none = np.zeros(0)
+    found = Linear(program).solve(program.floor, program.ceiling, none, none, math.inf, math.inf)
+    if found is None:
+        return frozenset()
+    return frozenset(q for row, q in program.budgets if found.prices[row] < -_PRICE)

@@ -7,9 +7,10 @@ import time
 from typing import Literal
 
 from edgekit.errors import EdgekitError, InfeasibleError
-from edgekit.planner.milp import minimise, relative_gap, totals_of
+from edgekit.planner.milp import minimise, relative_gap
 from edgekit.planner.problem import QUANTITIES, Limits, Problem, Quantity, Solution, Totals
 from edgekit.planner.relaxation import priced_limits
+from edgekit.planner.solver import totals_of
 from edgekit.planner.table import Table, tabulate
 
 LATENCY_WINDOW = 0.005

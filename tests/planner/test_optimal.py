@@ -23,6 +23,7 @@ from edgekit.planner import (
     solve,
 )
 from edgekit.planner.problem import Quantity
+from edgekit.planner.solver import totals_of
 from edgekit.planner.table import tabulate
 from tests.planner.problems import CLOSE, QUANTITIES, bounded, everything, keeps, option, problem_of
 
@@ -167,7 +168,7 @@ def test_looking_near_the_relaxation_first_changes_nothing(
         assert found == (None, math.inf)
         return
     assert found.picked is not None
-    totals = milp.totals_of(tabulate(problem, limits), found.picked)
+    totals = totals_of(tabulate(problem, limits), found.picked)
     assert keeps(totals, limits)
     assert found.bound <= min(values) * CLOSE
     assert getattr(totals, first) * (1 - gap) <= found.bound * CLOSE
