@@ -5,8 +5,9 @@
 Each way fills one table, a loss for each layer, from calibration samples. Random plans put each layer into int8 with a
 chance of their own, and run on evaluation samples: their noise at the model's outputs is compared with the sum of their
 layers' losses by Spearman's rank correlation, over plans of all sizes and over plans that quantize about half of the
-layers (size alone ranks the former). The row ``ceiling`` is how well their noise on every second sample ranks their
-noise on the rest: no table can be held to more. The ways:
+layers (size alone ranks the former), and over plans that do so but leave the loudest tenth in float, as plans that keep
+a metric do. Where a Softmax makes the output, noise is measured at its logits too. The row ``ceiling`` is how well the
+noise on every second sample ranks the noise on the rest: no table can be held to more. The ways:
 
 - ``edgekit``: relative noise power at the outputs, one layer quantized at a time, where only what depends on the layer
   runs again; what edgekit plans with;
@@ -30,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,6 @@ from edgekit.sensitivity import (
     SENSITIVITY_SAMPLES,
     layer_losses,
     relative_noise_power,
-    sample_losses,
     trial_session,
 )
 from edgekit.stages import Workbench
@@ -71,7 +71,12 @@ Outputs = Mapping[str, np.ndarray]
 Measure = Callable[[Outputs, Outputs], float]
 Estimate = Callable[["Case"], dict[str, float]]
 
+COLUMNS = tuple(f"{kind}, {place}" for kind in ("any share", "half", "half, quiet") for place in ("outputs", "logits"))
+"""Which plans are ranked, by their noise where."""
+
 _DIRECTIONS = 4
+# A quiet plan leaves one layer of so many in float, the loudest ones.
+_LOUD = 10
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,7 @@ class Row:
     way: str
     samples: int
     seconds: float | None = None
-    rank_all: float | None = None
-    rank_half: float | None = None
+    ranks: Mapping[str, float] = field(default_factory=dict)
     none: str = ""
 
 
@@ -114,22 +118,9 @@ def by_output(case: Case, measure: Measure = relative_noise_power) -> dict[str, 
 
 def by_logits(case: Case) -> dict[str, float]:
     """As `by_output`, at what the final Softmax reads."""
-    made = {value.name: node for node in case.graph.model.graph for value in node.outputs}
-    last = [made[tensor.name] for tensor in case.graph.outputs if made[tensor.name].op_type == "Softmax"]
-    if not last:
+    if not _logits(case.graph):
         raise NotImplementedError("no output is made by a Softmax")
-    logits = [node.inputs[0].name or "" for node in last if node.inputs[0] is not None]
-    samples = [case.samples.sample(index) for index in range(len(case.samples))]
-
-    def values(model: ir.Model) -> list[Outputs]:
-        run = _runner(observed(model, logits), logits)
-        return [{name: y - y.mean(axis=-1, keepdims=True) for name, y in run(x).items()} for x in samples]
-
-    references = values(case.graph.model)
-    return {
-        name: statistics.fmean(map(relative_noise_power, values(case.quantized([name])), references))
-        for name in case.names
-    }
+    return dict(zip(case.names, noises(case, [(name,) for name in case.names])["logits"].mean(axis=1), strict=True))
 
 
 def by_omission(case: Case) -> dict[str, float]:
@@ -195,6 +186,36 @@ def _log_probabilities(x: np.ndarray) -> np.ndarray:
         return np.asarray(np.log(np.maximum(x, 1e-9)))
     shifted = x - x.max(axis=-1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
+
+
+def noises(case: Case, plans: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Where noise is measured -> relative noise power [plans, samples]: at the outputs, and where they are made by a
+    Softmax also at its logits, which it sees without the mean of each row.
+    """
+    places = {"outputs": [tensor.name for tensor in case.graph.outputs], "logits": _logits(case.graph)}
+    samples = [case.samples.sample(index) for index in range(len(case.samples))]
+
+    def values(model: ir.Model) -> list[dict[str, Outputs]]:
+        run = _runner(observed(model, places["logits"]), [*places["outputs"], *places["logits"]])
+        found: list[dict[str, Outputs]] = []
+        for made in map(run, samples):
+            logits = {name: made[name] - made[name].mean(axis=-1, keepdims=True) for name in places["logits"]}
+            found.append({"outputs": {name: made[name] for name in places["outputs"]}, "logits": logits})
+        return found
+
+    references = values(case.graph.model)
+    found: dict[str, list[list[float]]] = {place: [] for place in places if places[place]}
+    for plan in plans:
+        noisy = values(case.quantized(plan))
+        for place, rows in found.items():
+            rows.append([relative_noise_power(y[place], r[place]) for y, r in zip(noisy, references, strict=True)])
+    return {place: np.array(rows) for place, rows in found.items()}
+
+
+def _logits(graph: Graph) -> list[str]:
+    makers = {value.name: node for node in graph.model.graph for value in node.outputs}
+    last = [makers[tensor.name] for tensor in graph.outputs if tensor.name in makers]
+    return [node.inputs[0].name or "" for node in last if node.op_type == "Softmax" and node.inputs[0] is not None]
 
 
 def _references(graph: Graph, dataset: Dataset) -> tuple[list[Outputs], list[Outputs]]:
@@ -308,40 +329,55 @@ def random_plans(names: Sequence[str], count: int, half: bool) -> list[tuple[str
     return [tuple(name for name in names if rng.random() < chance) for chance in chances]
 
 
+def quiet(losses: Mapping[str, float]) -> list[str]:
+    """All layers but the loudest tenth, in their order."""
+    loud = sorted(losses, key=lambda name: -losses[name])[: max(1, len(losses) // _LOUD)]
+    return [name for name in losses if name not in loud]
+
+
+def _rank(predicted: Any, measured: Any) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(predicted, measured).statistic)
+
+
 def bench_model(
     name: str, zoo: Path, target: str, overlays: list[Path], plans: int, nncf: Path | None, log: Console
 ) -> list[Row]:
     """The rows of one model."""
-    from scipy.stats import spearmanr
-
     entry = prepare(name, zoo)
     job = open_job(entry, target, overlays, OnConsole(log), 0.01)
     names = able(job.graph, job.device.backend, Precision.INT8)
     bench = Workbench(job)
     judged = spread(job.data.evaluation, 2 * SENSITIVITY_SAMPLES)
-    whole = Case(job.graph, names, bench.ranges, job.data.calibration)
-    drawn = [random_plans(names, plans, half) for half in (False, True)]
-    measured = []
-    for some in drawn:
-        measured.append(sample_losses(job.graph, (whole.quantized(plan) for plan in some), judged))
-        log.print(f"{name}: {len(some)} plans measured", markup=False)
-    ranks = [float(spearmanr(noise[:, ::2].mean(axis=1), noise[:, 1::2].mean(axis=1)).statistic) for noise in measured]
-    rows = [Row(name, "ceiling", SENSITIVITY_SAMPLES, None, *ranks)]
+    rows, tables = [], {}
     for way, count, estimate in WAYS:
-        case = replace(whole, samples=spread(job.data.calibration, count))
+        case = Case(job.graph, names, bench.ranges, spread(job.data.calibration, count))
         begun = time.perf_counter()
         try:
-            losses = estimate(case)
+            tables[way, count] = estimate(case)
         except (ImportError, NotImplementedError, RuntimeError) as error:
             rows.append(Row(name, way, count, none=" ".join(str(error).split())[:200]))
             continue
-        seconds = time.perf_counter() - begun
-        ranks = [
-            float(spearmanr([sum(losses[layer] for layer in plan) for plan in some], noise.mean(axis=1)).statistic)
-            for some, noise in zip(drawn, measured, strict=True)
-        ]
-        rows.append(Row(name, way, count, seconds, ranks[0], ranks[1]))
-        log.print(f"{name}, {way}, {count} samples: {seconds:.1f} s, {ranks[0]:.3f}, {ranks[1]:.3f}", markup=False)
+        rows.append(Row(name, way, count, time.perf_counter() - begun))
+        log.print(f"{name}, {way}, {count} samples: {rows[-1].seconds:.1f} s", markup=False)
+    known = tables.get(("logits", SENSITIVITY_SAMPLES)) or tables["edgekit", SENSITIVITY_SAMPLES]
+    drawn = {
+        "any share": random_plans(names, plans, half=False),
+        "half": random_plans(names, plans, half=True),
+        "half, quiet": random_plans(quiet(known), plans, half=True),
+    }
+    ceiling: dict[str, float] = {}
+    ranks: dict[tuple[str, int], dict[str, float]] = {one: {} for one in tables}
+    for kind, some in drawn.items():
+        for place, noise in noises(Case(job.graph, names, bench.ranges, judged), some).items():
+            column = f"{kind}, {place}"
+            ceiling[column] = _rank(noise[:, ::2].mean(axis=1), noise[:, 1::2].mean(axis=1))
+            for one, losses in tables.items():
+                ranks[one][column] = _rank([sum(losses[layer] for layer in plan) for plan in some], noise.mean(axis=1))
+        log.print(f"{name}: {len(some)} plans measured, {kind}", markup=False)
+    rows = [replace(row, ranks=ranks.get((row.way, row.samples), {})) for row in rows]
+    rows.insert(0, Row(name, "ceiling", SENSITIVITY_SAMPLES, None, ceiling))
     if nncf is not None:
         rows.append(_timed_nncf(name, entry.model, bench, nncf))
     return rows
@@ -362,11 +398,10 @@ def _timed_nncf(name: str, model: Path, bench: Workbench, python: Path) -> Row:
 def table(rows: Sequence[Row]) -> Table:
     """The rows for people."""
     made = Table(box=box.MARKDOWN)
-    for column in ("model", "way", "samples", "s", "rank, any share", "rank, half"):
+    for column in ("model", "way", "samples", "s", *COLUMNS):
         made.add_column(column, justify="left" if column in ("model", "way") else "right", overflow="fold")
     for row in rows:
-        figures = (row.rank_all, row.rank_half)
-        shown = ["none" if row.none else "-" if value is None else f"{value:.3f}" for value in figures]
+        shown = ["none" if row.none else f"{row.ranks[one]:.2f}" if one in row.ranks else "-" for one in COLUMNS]
         made.add_row(row.model, row.way, str(row.samples), "-" if row.seconds is None else f"{row.seconds:.1f}", *shown)
     return made
 

@@ -3,7 +3,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.sensitivity import Case, by_edgekit, by_omission, by_output, by_own_result, divergence, random_plans
+from benchmarks.sensitivity import (
+    Case,
+    by_edgekit,
+    by_logits,
+    by_omission,
+    by_output,
+    by_own_result,
+    divergence,
+    noises,
+    quiet,
+    random_plans,
+)
+from tests import quantized, zoo
 from tests.quantized import CASES, case
 
 
@@ -32,6 +44,25 @@ def test_every_layer_changes_its_own_result(name: str) -> None:
     found = by_own_result(ours)
     assert list(found) == list(ours.names)
     assert all(0 < loss < 0.1 for loss in found.values())
+
+
+def test_noise_at_logits_does_not_see_what_softmax_does_not() -> None:
+    ours = case_of("squeeze_excite")
+    assert set(noises(ours, [()])) == {"outputs"}
+    net = zoo.Net(1)
+    logits = net.op("Gemm", net.input("x", [1, 8]), net.random(5, 8), net.random(5), transB=1)
+    source = quantized.case_of(net.model([net.op("Softmax", logits, axis=-1)]))
+    last = Case(source.graph, tuple(source.names), source.ranges, source.data)
+    found = noises(last, [(), last.names])
+    assert {place: noise.shape for place, noise in found.items()} == dict.fromkeys(("outputs", "logits"), (2, 4))
+    assert (found["logits"][1] > found["logits"][0]).all()
+    assert by_logits(last) == pytest.approx(dict.fromkeys(last.names, found["logits"][1].mean()))
+
+
+def test_quiet_layers_are_all_but_the_loudest_tenth() -> None:
+    losses = {f"layer{n}": float((7 * n) % 20) for n in range(20)}
+    assert len(quiet(losses)) == 18
+    assert not {name for name, loss in losses.items() if loss > 17} & set(quiet(losses))
 
 
 def test_divergence() -> None:
