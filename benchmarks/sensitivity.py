@@ -39,7 +39,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx.utils import Extractor
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -49,11 +48,11 @@ from benchmarks.peers import nncf_ptq
 from benchmarks.peers.samples import write_calibration
 from benchmarks.zoo import prepare
 from edgekit.backends import able
+from edgekit.compress.pieces import part_of
 from edgekit.compress.qdq import apply_precisions
 from edgekit.compress.ranges import observed
 from edgekit.errors import EdgekitError
 from edgekit.graph import Graph, to_bytes
-from edgekit.graph.layers import reads_of
 from edgekit.progress import OnConsole
 from edgekit.recipes.samples import Dataset, spread
 from edgekit.replacing import require_writable, write_text
@@ -234,57 +233,30 @@ def _runner(model: bytes, names: Sequence[str]) -> Callable[[Outputs], dict[str,
     return lambda sample: dict(zip(names, session.run(list(names), dict(sample)), strict=True))
 
 
-def _border(graph: Graph, model: ir.Model, results: Sequence[str], changed: frozenset[str]) -> set[str]:
-    """What a piece of a quantized model that ends in these results reads of the float graph's unchanged tensors."""
-    unchanged = {v.name for node in graph.model.graph for v in node.outputs} | {t.name for t in graph.inputs}
-    producers = {v.name: node for node in model.graph for v in node.outputs}
-    border: set[str] = set()
-    waiting, seen = list(results), set(results)
-    while waiting:
-        for value in reads_of(producers[waiting.pop()]):
-            name = value.name or ""
-            if name in unchanged - changed:
-                border.add(name)
-            elif name in producers and name not in seen:
-                seen.add(name)
-                waiting.append(name)
-    return border
-
-
-def _piece(model: ir.Model, reads: Sequence[str], results: Sequence[str]) -> tuple[Any, list[str], list[str]]:
-    """A session of what lies between these tensors."""
-    cut = Extractor(onnx.load_from_string(to_bytes(model))).extract_model(list(reads), list(results))
-    return trial_session(cut.SerializeToString()), list(reads), list(results)
-
-
 def _with_all(names: set[str], graph: Graph) -> Callable[[Outputs], dict[str, np.ndarray]]:
     """Runs the float model, and gives these tensors of it, which may be its inputs."""
-    model = onnx.load_from_string(to_bytes(graph.model))
-    inputs = {value.name for value in model.graph.input}
-    known = {value.name for value in model.graph.output}
-    inner = sorted(names - inputs)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in inner if name not in known)
-    run = _runner(model.SerializeToString(), inner)
+    inner = sorted(names - {tensor.name for tensor in graph.inputs})
+    run = _runner(observed(graph.model, inner), inner)
     return lambda sample: {**sample, **run(sample)}
 
 
 def _own_errors(case: Case) -> Iterator[tuple[Outputs, dict[str, tuple[np.ndarray, np.ndarray]]]]:
     """Sample after sample: layer -> what int8 changes in its result, and the result."""
     nodes = {node.name: node for node in case.graph.model.graph}
-    pieces, results = {}, {}
-    for name in case.names:
-        model = case.quantized([name])
-        results[name] = nodes[name].outputs[0].name or ""
-        reads = sorted(_border(case.graph, model, [results[name]], frozenset({results[name]})))
-        pieces[name] = _piece(model, reads, [results[name]])
-    floats = _with_all({v for _, reads, _ in pieces.values() for v in reads} | set(results.values()), case.graph)
+    floats = {value.name or "" for node in nodes.values() for value in node.outputs}
+    floats |= {tensor.name for tensor in case.graph.inputs}
+    results = {name: nodes[name].outputs[0].name or "" for name in case.names}
+    parts = {name: part_of(case.quantized([name]), floats - {results[name]}, [results[name]]) for name in case.names}
+    sessions = {name: trial_session(part.model) for name, part in parts.items()}
+    run = _with_all({read for part in parts.values() for read in part.reads} | set(results.values()), case.graph)
     for index in range(len(case.samples)):
         sample = case.samples.sample(index)
-        values = floats(sample)
+        values = run(sample)
         errors = {}
-        for name, (session, reads, _) in pieces.items():
+        for name, part in parts.items():
             result = values[results[name]]
-            errors[name] = (session.run([results[name]], {key: values[key] for key in reads})[0] - result, result)
+            (found,) = sessions[name].run(part.results, {key: values[key] for key in part.reads})
+            errors[name] = (found - result, result)
         yield sample, errors
 
 

@@ -139,7 +139,7 @@ class _Judge:
     def noise(self, model: ir.Model) -> list[float]:
         """Relative noise power of the model's outputs, sample by sample."""
         tail = tail_of(self._graph, model, self._held)
-        if not tail.results:
+        if tail is None:
             return [LOSS_FLOOR] * len(self._values)
         session = trial_session(tail.model)
         noise = []

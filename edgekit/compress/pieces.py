@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Tail:
-    """What a changed copy of a graph computes differently, as a model of its own: from values that both have in common
-    (``reads``) to those of the graph's outputs that change (``results``; none where nothing does).
-    """
+class Part:
+    """A part of a model as a model of its own, from the tensors in ``reads`` to those in ``results``."""
 
     model: bytes
     reads: tuple[str, ...]
@@ -40,27 +38,31 @@ def drifted_values(graph: Graph, model: ir.Model) -> frozenset[str]:
     return frozenset(drifted - {""})
 
 
-def tail_of(graph: Graph, model: ir.Model, held: Collection[str]) -> Tail:
-    """The tail of ``model``, a changed copy of the graph with the same names. It starts at tensors that are ``held``
-    where it can, else at the model's inputs.
+def tail_of(graph: Graph, model: ir.Model, held: Collection[str]) -> Part | None:
+    """What ``model``, a changed copy of the graph with the same names, computes otherwise: from tensors that both have
+    in common, where possible those that are ``held``, to the outputs that change. None where none does.
     """
     drifted = drifted_values(graph, model)
+    results = [tensor.name for tensor in graph.outputs if tensor.name in drifted]
     given = {*held, *(tensor.name for tensor in graph.inputs)} - drifted
-    results = tuple(tensor.name for tensor in graph.outputs if tensor.name in drifted)
+    return part_of(model, given, results) if results else None
+
+
+def part_of(model: ir.Model, given: Collection[str], results: Sequence[str]) -> Part:
+    """What leads to these results from the nearest tensors that are ``given``, which must hold the model's inputs."""
     needed, reads, nodes = set(results), set[str](), []
     for node in reversed(list(model.graph)):
         if any(output.name in needed for output in node.outputs):
             nodes.append(node)
             inputs = {value.name or "" for value in reads_of(node) if not value.is_initializer()}
-            reads |= inputs & given
-            needed |= inputs - given
-    ordered = tuple(sorted(reads))
-    return Tail(piece(model, reversed(nodes), ordered, results) if results else b"", ordered, results)
+            reads |= inputs.intersection(given)
+            needed |= inputs.difference(given)
+    nodes.reverse()
+    return Part(piece(model, nodes, sorted(reads), results), tuple(sorted(reads)), tuple(results))
 
 
-def piece(model: ir.Model, nodes: Iterable[ir.Node], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
+def piece(model: ir.Model, nodes: Sequence[ir.Node], inputs: Sequence[str], outputs: Sequence[str]) -> bytes:
     """The nodes as a model of their own."""
-    nodes = list(nodes)
     values = {v.name or "": v for n in nodes for v in (*reads_of(n), *n.outputs)}
     constants = [v for v in values.values() if v.is_initializer()]
     graph = onnx.helper.make_graph(
