@@ -12,6 +12,7 @@ noise on every second sample ranks the noise on the rest: no table can be held t
 - ``edgekit``: relative noise power at the outputs, one layer quantized at a time, where only what depends on the layer
   runs again; what edgekit plans with;
 - ``whole model``: the same, and the whole model runs for each layer;
+- ``typical sample``: the geometric mean over samples instead of the mean, which one odd sample can make;
 - ``logits``: noise at what the final Softmax reads, without the mean of each row, which Softmax does not see;
 - ``leave one out``: what one layer adds to the noise of all others in int8;
 - ``KL``: Kullback-Leibler divergence of the outputs' last axis instead of their noise;
@@ -60,6 +61,7 @@ from edgekit.sensitivity import (
     SENSITIVITY_SAMPLES,
     layer_losses,
     relative_noise_power,
+    sample_losses,
     trial_session,
 )
 from edgekit.stages import Workbench
@@ -115,6 +117,12 @@ def by_output(case: Case, measure: Measure = relative_noise_power) -> dict[str, 
     return {name: _noise(to_bytes(case.quantized([name])), samples, references, measure) for name in case.names}
 
 
+def by_typical_sample(case: Case) -> dict[str, float]:
+    """As edgekit's, but the geometric mean over samples."""
+    noise = sample_losses(case.graph, [case.quantized([name]) for name in case.names], case.samples)
+    return dict(zip(case.names, np.exp(np.log(noise).mean(axis=1)), strict=True))
+
+
 def by_logits(case: Case) -> dict[str, float]:
     """As `by_output`, at what the final Softmax reads."""
     if not _logits(case.graph):
@@ -162,6 +170,7 @@ WAYS: tuple[tuple[str, int, Estimate], ...] = (
     ("edgekit", SENSITIVITY_SAMPLES, by_edgekit),
     ("whole model", SENSITIVITY_SAMPLES, by_output),
     ("edgekit", 4, by_edgekit),
+    ("typical sample", SENSITIVITY_SAMPLES, by_typical_sample),
     ("logits", SENSITIVITY_SAMPLES, by_logits),
     ("leave one out", SENSITIVITY_SAMPLES, by_omission),
     ("KL", SENSITIVITY_SAMPLES, by_divergence),

@@ -9,7 +9,7 @@ https://arxiv.org/abs/1911.03852); what really comes out is measured on the fini
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -111,7 +111,7 @@ def losses_of(
     return losses
 
 
-def sample_losses(graph: Graph, models: Iterable[ir.Model], dataset: Dataset, workers: int = 1) -> np.ndarray:
+def sample_losses(graph: Graph, models: Sequence[ir.Model], dataset: Dataset, workers: int = 1) -> np.ndarray:
     """Relative noise power [models, samples] of the models' outputs against those of ``graph``. Two models are better
     compared sample by sample than by their means, which one odd sample can make.
     """

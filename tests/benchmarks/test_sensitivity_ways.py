@@ -10,6 +10,7 @@ from benchmarks.sensitivity import (
     by_omission,
     by_output,
     by_own_result,
+    by_typical_sample,
     divergence,
     noises,
     quiet,
@@ -28,6 +29,12 @@ def case_of(name: str) -> Case:
 def test_a_cached_prefix_changes_nothing(name: str) -> None:
     ours = case_of(name)
     assert by_edgekit(ours) == pytest.approx(by_output(ours), rel=1e-3)
+
+
+def test_a_typical_sample_is_no_louder_than_the_mean() -> None:
+    ours = case_of("inverted_residual")
+    mean, typical = by_edgekit(ours), by_typical_sample(ours)
+    assert all(0.2 * mean[name] < typical[name] < mean[name] for name in ours.names)
 
 
 def test_what_a_layer_adds_to_all_others() -> None:
