@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
+from edgekit.compress.observers import choose_range
 from edgekit.compress.pieces import drifted_values, tail_of
 from edgekit.compress.qdq import apply_precisions, quantization_points
-from edgekit.compress.ranges import observed
+from edgekit.compress.ranges import collect_ranges, observed
 from edgekit.graph import to_bytes
 from edgekit.types import Precision
 from tests.quantized import CASES, Case, case, run
@@ -22,18 +25,22 @@ def single(source: Case) -> list[str]:
     return [name for name in points if name in makers and len(makers[name].outputs) == 1]
 
 
-def with_layer(source: Case, name: str) -> ir.Model:
-    return apply_precisions(source.graph, {name: Precision.INT8}, source.ranges)
+def with_layer(source: Case, name: str, results: bool = False) -> ir.Model:
+    return apply_precisions(source.graph, {name: Precision.INT8}, source.ranges, results)
 
 
+@pytest.mark.parametrize("results", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_a_tail_answers_as_the_whole_model(name: str) -> None:
+def test_a_tail_answers_as_the_whole_model(name: str, results: bool) -> None:
     source = case(name)
+    if results:
+        seen = collect_ranges(source.graph, quantization_points(source.graph, results), source.data)
+        source = replace(source, ranges={key: choose_range(one, "min-max") for key, one in seen.items()})
     sample = source.data.sample(0)
     points = single(source)
     values = sample | run(observed(source.graph.model, points), sample)
     for layer in source.names:
-        model = with_layer(source, layer)
+        model = with_layer(source, layer, results)
         whole, drifted = run(to_bytes(model), sample), drifted_values(source.graph, model)
         for held in ((), points[::2], points):
             tail = tail_of(source.graph, model, held)
