@@ -37,7 +37,7 @@ _STALLED = 1e-5  # of the bound: rounds of covers that raise it by less are the 
 _AWAY = 4  # a split of the weights is worth what the cover is broken by, or so many times its distance in rooms
 _DOUBT = 4  # and one of a level so many times the room that it decides
 _WORTH = 0.005  # of a step's room: splits that decide less are made only where HiGHS does not settle it
-_LOOKS = 3  # so many looks
+_LOOKS = 3  # that is, in so many looks
 
 
 class _Split(NamedTuple):
@@ -139,10 +139,10 @@ class _Tree:
             vertex, before = self._relaxed(node), node.bound
             if vertex is None:  # no vertex: HiGHS is asked without one
                 break
-            node.vertex, node.bound = vertex, max(before, vertex.value - ABSOLUTE_GAP)
-            if node.bound >= self.goal:
-                self.closed = min(self.closed, node.bound)
+            if vertex.value >= self.goal:
+                self.closed = min(self.closed, vertex.value)
                 return
+            node.vertex, node.bound = vertex, max(before, vertex.value - ABSOLUTE_GAP)
             if not self._separated(node, vertex) or (number > 1 and node.bound - before < _STALLED * node.bound):
                 break
         if node.vertex is not None and math.isfinite(self.goal):
