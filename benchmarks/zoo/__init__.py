@@ -7,9 +7,9 @@ Every entry's metric notices damage: labels of one's own where there are any, ag
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ TRAINED = ("imu-cnn", "mobilenetv2-like")
 """The entries that are trained here; beside each model lie ``torch_model.py`` and ``weights.safetensors``."""
 
 NAMES = ("pp-ocr-rec", "pp-ocr-det", "efficientnet-lite0", "minilm", "silero-vad", "blazeface", *TRAINED)
+
+_STAMP = "prepared.sha256"
 
 METRICS = Path(__file__).resolve().parent / "metrics.py"
 """The metrics of the entries that need one of their own, given to edgekit as ``metrics.py:name``."""
@@ -66,18 +68,34 @@ def prepare(name: str, out: Path) -> ZooEntry:
 
 
 def stamped(folder: Path, *sources: str) -> bool:
-    """Whether ``folder`` was finished by these very source files (``__file__`` of the entry and of what it uses)."""
+    """Whether ``folder`` was finished by these source files (``__file__`` of the entry and of what it uses), whatever
+    has changed of their comments, docstrings and layout.
+    """
     try:
-        return bool(json.loads((folder / "prepared.json").read_text()) == _identity(sources))
-    except (OSError, ValueError):
+        return (folder / _STAMP).read_text() == _identity(sources)
+    except OSError:
         return False
 
 
 def stamp(folder: Path, *sources: str) -> None:
     """Mark ``folder`` as finished by these source files; to be called last."""
-    (folder / "prepared.json").write_text(json.dumps(_identity(sources)))
+    (folder / _STAMP).write_text(_identity(sources))
 
 
-def _identity(sources: tuple[str, ...]) -> dict[str, str]:
-    texts = [Path(source).read_bytes() for source in (*sources, str(Path(__file__).with_name("sources.py")))]
-    return {"source": hashlib.sha256(b"".join(texts)).hexdigest()}
+def _identity(sources: tuple[str, ...]) -> str:
+    texts = [_code(Path(source)) for source in (*sources, str(Path(__file__).with_name("sources.py")))]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
+
+
+def _code(source: Path) -> str:
+    """What a file does, without what it says about it."""
+    tree = ast.parse(source.read_text())
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            if isinstance(block := getattr(node, field, None), list):
+                block[:] = [one for one in block if not _says(one)]
+    return ast.unparse(tree)
+
+
+def _says(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.zoo import TRAINED, characters, imu_cnn, prepare, sources
+from benchmarks.zoo import TRAINED, characters, imu_cnn, prepare, sources, stamp, stamped
 
 PHOTOS = [np.random.default_rng(0).integers(0, 256, (200, 260, 3)).astype(np.uint8)]
 
@@ -162,3 +162,14 @@ def test_trained_entries_stand_alone() -> None:
         assert "import" in text
         assert "benchmarks" not in text
         assert "edgekit" not in text
+
+
+def test_a_finished_entry_is_made_again_when_its_code_changes_not_when_its_comments_do(tmp_path: Path) -> None:
+    source = tmp_path / "entry.py"
+    source.write_text('"""A model."""\nRATE = 1  # slow\n\n\ndef made():\n    """Made."""\n    return RATE\n')
+    assert not stamped(tmp_path, str(source))
+    stamp(tmp_path, str(source))
+    source.write_text("# Another word.\nRATE = (1)\ndef made():\n    'Another.'\n    return RATE\n")
+    assert stamped(tmp_path, str(source))
+    source.write_text("RATE = 2\ndef made():\n    return RATE\n")
+    assert not stamped(tmp_path, str(source))
