@@ -16,6 +16,7 @@ from edgekit import cache
 from edgekit.backends import able
 from edgekit.compress.cures import NO_CURES, Cures
 from edgekit.compress.rounding import Rounded
+from edgekit.compress.torch_extra import has_torch
 from edgekit.recipes.samples import spread
 from edgekit.remedies import Remedies
 from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, sample_losses
@@ -70,6 +71,7 @@ class Curer:
             percentile=recipe.percentile,
             backend=job.target.backend,
             offered=[p.value for p in self.offered],
+            **({"learns": True} if self.learns else {}),
         )
         stored = cache.read_arrays("cures", key)
         if stored is None:
@@ -90,6 +92,11 @@ class Curer:
         sized = job.budget.weight_bytes is not None or job.budget.memory_bytes is not None
         asked = (*_RANGED, *((Precision.W8, Precision.W4) if sized else ()))
         return tuple(precision for precision in asked if precision in job.target.precisions)
+
+    @cached_property
+    def learns(self) -> bool:
+        """Whether codes are learnt as well: those of 4 bits are worth the minutes that it takes."""
+        return Precision.W4 in self.offered and has_torch()
 
     def applied(self, name: str, precision: Precision) -> tuple[str, ...]:
         """What was done to a layer in this precision: "equalised", "observer mse", "rounded", "bias"."""
@@ -191,10 +198,19 @@ class _Search:
         return cures, now
 
     def _codes_alone(self, cures: Cures, precision: Precision, names: tuple[str, ...]) -> tuple[Cures, float]:
-        """The cures with chosen codes for one more precision, where they help all layers together."""
+        """The cures with chosen codes for one more precision, where they help all layers together; in 4 bits with those
+        that are learnt from them, where they help again.
+        """
         made = self._remedies.rounded(cures, names, precision)
         plain, rounded = self._noise([(cures, names), (made, names)], precision)
-        return (made, _share(rounded, plain)) if _helps(rounded, plain) else (cures, 1.0)
+        if not _helps(rounded, plain):
+            return cures, 1.0
+        if self._curer.learns and precision is Precision.W4:
+            better = self._remedies.learnt(made, precision)
+            (learnt,) = self._noise([(better, names)], precision) if better is not made else (rounded,)
+            if _helps(learnt, rounded):
+                made, rounded = better, learnt
+        return made, _share(rounded, plain)
 
     def _tried(self, tries: Sequence[tuple[Cures, tuple[str, ...]]]) -> tuple[np.ndarray, ...]:
         self._left -= len(tries)

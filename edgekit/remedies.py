@@ -14,6 +14,7 @@ import numpy as np
 
 from edgekit import cache
 from edgekit.compress.bias import correct_biases
+from edgekit.compress.blockwise import learn_codes
 from edgekit.compress.cures import Cures, scaled, shifted, tensors_of
 from edgekit.compress.equalise import channel_magnitudes, factors_of, find_sites, scaled_grams, sites_of
 from edgekit.compress.grams import collect_grams
@@ -21,7 +22,9 @@ from edgekit.compress.products import column_units, product_of
 from edgekit.compress.qdq import apply_precisions
 from edgekit.compress.reconstruct import removed_units
 from edgekit.compress.rounding import Bits, Rounded, round_layer
+from edgekit.errors import InputError
 from edgekit.graph import Graph, to_bytes
+from edgekit.graph.blocks import blocks_of
 from edgekit.pruner import Pruner, one_blas_thread
 from edgekit.recipes.samples import spread
 from edgekit.types import Precision
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 # Raised when the meaning of a cached entry changes.
 _VERSION = 2
 _RANGED = (Precision.INT8, Precision.INT16X8)
-_QUANTIZED = (*_RANGED, Precision.W8, Precision.W4)
+_BITS: Mapping[Precision, Bits] = {Precision.INT8: 8, Precision.INT16X8: 8, Precision.W8: 8, Precision.W4: 4}
 # Samples that means and largest magnitudes are taken over.
 _SAMPLES = 32
 
@@ -125,7 +128,7 @@ class Remedies:
 
     def applied(self, cures: Cures, name: str, precision: Precision) -> tuple[str, ...]:
         """What these cures do to a layer in this precision: "equalised", "observer mse", "rounded", "bias"."""
-        if precision not in _QUANTIZED:
+        if precision not in _BITS:
             return ()
         found = []
         if cures.factors and any(site.name in cures.factors for site in sites_of(self.sites, [name])):
@@ -155,7 +158,7 @@ class Remedies:
 
     def rounded(self, cures: Cures, names: Sequence[str], precision: Precision = Precision.INT8) -> Cures:
         """Chosen codes for the weights of these layers."""
-        chosen = self._chosen(cures, names, 4 if precision is Precision.W4 else 8)
+        chosen = self._chosen(cures, names, _BITS[precision])
         found = {(name, precision): rounded for name, rounded in chosen.items()}
         return replace(cures, rounded={**cures.rounded, **found}) if found else cures
 
@@ -175,6 +178,19 @@ class Remedies:
     def _codes(self) -> dict[tuple[frozenset[str], Bits], dict[str, Rounded | None]]:
         """Chosen codes (None: there are none), by the sites whose channels are scaled, and bits."""
         return {}
+
+    def learnt(self, cures: Cures, precision: Precision) -> Cures:
+        """Codes learnt block by block in the place of those chosen for this precision, where torch knows the model."""
+        job, graph = self._job, self.graph_of(cures)
+        begun = {name: rounded for (name, p), rounded in cures.rounded.items() if p is precision}
+        blocks = len(blocks_of(graph.model, begun))
+        with job.progress.stage("learn codes block by block", blocks) as advance, one_blas_thread():
+            try:
+                found = learn_codes(graph, begun, self.pruner.samples, _BITS[precision], advance)
+            except InputError as error:
+                job.progress.note(str(error))
+                return cures
+        return replace(cures, rounded={**cures.rounded, **{(name, precision): one for name, one in found.items()}})
 
     def for_pruned(self, cures: Cures, graph: Graph, kept: Mapping[str, int], masked: Collection[str]) -> Cures:
         """What of the cures is good for a pruned graph: ranges are chosen by the same observers, and codes are chosen

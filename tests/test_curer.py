@@ -25,7 +25,7 @@ from edgekit.stages import Workbench
 from edgekit.types import Budget, Precision
 from tests import zoo
 
-INT8 = Precision.INT8
+INT8, W4 = Precision.INT8, Precision.W4
 
 
 def odd_net(seed: int = 3) -> Any:
@@ -164,6 +164,26 @@ def test_eight_bit_weights_are_rounded_where_size_asks_for_them(job: Job) -> Non
     plan = dict.fromkeys(names, Precision.W8)
     plain, cured = noise(bench, [bench.model_bytes(plan, cured=c) for c in (False, True)])
     assert cured < plain
+
+
+@pytest.mark.slow
+def test_four_bit_weights_are_learnt_where_that_helps(folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("torch", "onnx2torch"):
+        pytest.importorskip(module, exc_type=Exception)  # type: ignore[arg-type]
+    model, data = folder / "model.onnx", folder / "samples.npz"
+    sized = prepare(model, "host-tflite", data=data, budget=Budget(weight_bytes=2_000), threads=1)
+    names = able(sized.graph, sized.device.backend, W4)
+    plan = dict.fromkeys(names, W4)
+    learnt = Workbench(sized)
+    assert names
+    assert learnt.curer.learns
+    contents = [learnt.model_bytes(plan, cured=cured) for cured in (False, True)]
+    monkeypatch.setattr("edgekit.curer.has_torch", lambda: False)
+    closed = Workbench(sized)
+    assert not closed.curer.learns
+    assert closed.curer.cures.rounded.keys() == learnt.curer.cures.rounded.keys()
+    plain, better, good = noise(learnt, [*contents, closed.model_bytes(plan)])
+    assert better <= good < plain
 
 
 def test_cures_survive_the_cache(job: Job) -> None:

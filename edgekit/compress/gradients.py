@@ -9,16 +9,15 @@ https://arxiv.org/abs/1801.05787). With a loss in the place of v.y it would be M
 
 from __future__ import annotations
 
-import warnings
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgekit.compress.products import product_of
-from edgekit.errors import InputError, MissingToolError
+from edgekit.compress.torch_extra import torch_modules
+from edgekit.errors import InputError
 from edgekit.graph import to_bytes
 from edgekit.graph.layers import shape_of
 
@@ -42,7 +41,7 @@ def gate_curvatures(graph: Graph, channels: Channels, dataset: Samples, seed: in
     """
     if len(dataset) == 0:
         raise InputError("there are no samples to take gradients on", "pass calibration data with --data")
-    torch, convert = _torch()
+    torch, convert = torch_modules("importance 'fisher'")
     model, gates = _gated(graph, channels)
     try:
         network = convert(onnx.load_from_string(to_bytes(model))).eval()
@@ -107,15 +106,3 @@ def _gated(graph: Graph, channels: Channels) -> tuple[ir.Model, list[tuple[np.nd
 
 def _value(node: ir.Node, name: str) -> ir.Value | None:
     return next((v for v in node.inputs if v is not None and v.name == name), None)
-
-
-def _torch() -> tuple[Any, Any]:
-    """The modules are imported by name, because the base installation has neither them nor their types."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return import_module("torch"), import_module("onnx2torch").convert
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        raise MissingToolError(
-            f"importance 'fisher' needs torch and onnx2torch: {error}", "pip install 'edgekit-sdk[torch]'"
-        ) from None
