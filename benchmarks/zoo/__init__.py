@@ -13,7 +13,7 @@ import importlib
 from dataclasses import dataclass
 from pathlib import Path
 
-TRAINED = ("imu-cnn", "mobilenetv2-like")
+TRAINED = ("imu-cnn", "mobilenetv2-like", "resnet18-like")
 """The entries that are trained here; beside each model lie ``torch_model.py`` and ``weights.safetensors``."""
 
 NAMES = ("pp-ocr-rec", "pp-ocr-det", "efficientnet-lite0", "minilm", "silero-vad", "blazeface", *TRAINED)

@@ -113,7 +113,7 @@ def torch_model(folder: Path) -> ModuleType:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "weights_mb"),
-    [("imu-cnn", (6, 128), 0.6), ("mobilenetv2-like", (3, 96, 96), 9.1)],
+    [("imu-cnn", (6, 128), 0.6), ("mobilenetv2-like", (3, 96, 96), 9.1), ("resnet18-like", (3, 96, 96), 2.8)],
 )
 def test_what_is_written_is_one_network(name: str, shape: tuple[int, ...], weights_mb: float, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
