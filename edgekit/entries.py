@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -81,6 +82,11 @@ class Memory:
         _check(self.bandwidth_gbs > 0, "bandwidth_gbs", f"must be positive, not {self.bandwidth_gbs}")
 
 
+# Kind, operator, seven sizes, the function inside, milliseconds, factor, times seen: edgekit.cost.kernels reads it.
+_NUMBER = r"(?=[0-9.]*[1-9])[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?"
+_KERNEL = re.compile(rf"[a-z0-9]+ \w+(?: [1-9][0-9]*){{7}} [0-3] {_NUMBER} {_NUMBER} [1-9][0-9]*")
+
+
 @dataclass(frozen=True)
 class Costs:
     """What one runtime costs here in one precision: the coefficients of `edgekit.cost.profile`, and how far to trust
@@ -91,6 +97,7 @@ class Costs:
     ``spread``: standard deviation of the logarithm of a latency that comes on top, of networks that nobody measured.
     ``interval``: standard deviations to each side that hold 90 %, from held-out model families or, with no rows of this
     device, from held-out devices. ``kinds``, ``macs`` and ``elements`` (of activations) are what the rows covered.
+    ``kernels``: those that were timed on the board itself, each a line (`edgekit.cost.kernels.Kernel`).
     """
 
     runtime: str
@@ -106,9 +113,12 @@ class Costs:
     macs: tuple[float, ...]
     elements: tuple[float, ...]
     threads: int = 0
+    kernels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self.threads >= 0, "threads", f"must not be negative, not {self.threads}")
+        bad = next((line for line in self.kernels if not _KERNEL.fullmatch(line)), None)
+        _check(bad is None, "kernels", f"must be written by `edgekit profile`, unlike {bad!r}")
         _check(all(f > 0 for f in self.factors.values()), "factors", "must hold positive numbers")
         try:
             lengths = [len(row) for row in self.covariance_rows()]

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 import onnx
 
 from edgekit import cache, toolchains
-from edgekit.backends import Artifact
+from edgekit.backends import Artifact, ExecutedNode
 from edgekit.compress.observers import Range
 from edgekit.compress.qdq import apply_precisions, quantization_points
 from edgekit.cost import micro
 from edgekit.cost.board import Fit, Timed, channel_step, fit_costs, with_facts
+from edgekit.cost.kernels import executed_together
 from edgekit.cost.measured import FLOAT_PRECISIONS, executed_precisions, rank_float_precisions
 from edgekit.cost.table import crossing_elements, fit_boundary
 from edgekit.cost.work import work_of
@@ -35,10 +36,12 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 4  # networks in one race: they share the board's memory
 _RACE_S = 0.2  # for each contestant
-_CHECK_S = 0.02
+_PROFILE_S = 0.06  # for each contestant and compilation
+_COMPILES = 2
 _PROBE_S = 120.0
 _RANGE = Range(-4.0, 4.0)  # the grid does not change how long a kernel takes
 _INT8 = Precision.INT8
+_Contestant = tuple[str, Precision]
 
 
 @dataclass(frozen=True)
@@ -150,34 +153,32 @@ class _Bench:
         folder = cache.folder("artifacts", key, convert)
         return backend.artifact(folder, base)
 
-    def quantizable(self, graph: Graph) -> bool:
-        """Whether every layer may take int8: a network in two precisions tells of neither."""
-        types = self.device.backend.quantized_op_types[_INT8]
-        return bool(graph.layers) and all(layer.op_type in types for layer in graph.layers)
-
     def race(self, contestants: Mapping[str, Artifact]) -> dict[str, float]:
         """Median latencies in milliseconds. Ratios within the interleaved rounds are steadier than medians over all."""
         raced = self.device.race(contestants, _RACE_S * len(contestants))
         first_ms = next(iter(raced.values())).latency_ms.p50
         return {name: first_ms * row.ratio for name, row in raced.items()}
 
-    def executes(self, graphs: Mapping[str, Graph], artifacts: Mapping[str, Artifact]) -> set[str]:
-        """The networks of which every layer executes in int8 when all are planned so."""
-        if not artifacts:
-            return set()
+    def int8(self, graph: Graph) -> dict[str, Precision]:
+        """The plan in which every layer is int8 that may be."""
+        types = self.device.backend.quantized_op_types[_INT8]
+        return {layer.name: _INT8 for layer in graph.layers if layer.op_type in types}
+
+    def profile(
+        self, contestants: Mapping[_Contestant, Artifact], graphs: Mapping[str, Graph]
+    ) -> dict[_Contestant, tuple[ExecutedNode, ...]]:
+        """What the runtime executes, with its times. Contestants that do not compile are left out."""
+        names = {f"{name} {precision.value}": (name, precision) for name, precision in contestants}
         try:
-            profiles = self.device.profile(artifacts, _CHECK_S, compiles=1)
+            found = self.device.profile({k: contestants[c] for k, c in names.items()}, _PROFILE_S, compiles=_COMPILES)
         except (DeviceError, InputError):  # one of them does not compile: which?
-            if len(artifacts) == 1:
-                return set()
-            return set().union(*(self.executes(graphs, {name: one}) for name, one in artifacts.items()))
-        found = set()
-        for name, rows in profiles.items():
-            executed = executed_precisions(self.device.backend.executed_nodes(rows, graphs[name]))
-            words = [executed.get(layer.name, "") for layer in graphs[name].layers]
-            if all(self.device.backend.executes_as(_INT8, word) for word in words):
-                found.add(name)
-        return found
+            if len(contestants) == 1:
+                return {}
+            rows: dict[_Contestant, tuple[ExecutedNode, ...]] = {}
+            for contestant, artifact in contestants.items():
+                rows |= self.profile({contestant: artifact}, graphs)
+            return rows
+        return {names[k]: self.device.backend.executed_nodes(rows, graphs[names[k][0]]) for k, rows in found.items()}
 
 
 def _uniform(graph: Graph, precision: Precision) -> dict[str, Precision]:
@@ -188,30 +189,51 @@ def _measured(lab: _Bench, names: Sequence[str], precisions: Sequence[Precision]
     """Every network in every precision that it executes in, some networks to a race."""
     base = precisions[0]
     timed: list[Timed] = []
-    with progress.stage("measure small networks", len(names)) as advance:
+    with progress.stage("measure networks", len(names)) as advance:
         for first in range(0, len(names), _AT_ONCE):
             graphs = {name: lab.network(micro.build(name)) for name in names[first : first + _AT_ONCE]}
-            int8 = {
-                name: lab.artifact(graph, _uniform(graph, _INT8), base)
-                for name, graph in graphs.items()
-                if _INT8 in precisions and lab.quantizable(graph)
-            }
-            executing = lab.executes(graphs, int8)
-            contestants: dict[tuple[str, Precision], Artifact] = {}
+            contestants: dict[_Contestant, Artifact] = {}
             for name, graph in graphs.items():
                 for precision in precisions:
-                    if precision is not _INT8:
-                        contestants[name, precision] = lab.artifact(graph, {}, precision)
-                    elif name in executing:
-                        contestants[name, precision] = int8[name]
-            raced = lab.race({f"{name} {p.value}": one for (name, p), one in contestants.items()})
-            for name, precision in contestants:
-                graph = graphs[name]
-                crossed = crossing_elements(graph.edges, _uniform(graph, precision))
-                timed.append(Timed(name, precision, work_of(graph), crossed, raced[f"{name} {precision.value}"]))
+                    plan = lab.int8(graph) if precision is _INT8 else {}
+                    if plan or precision is not _INT8:
+                        own = base if precision is _INT8 else precision
+                        contestants[name, precision] = lab.artifact(graph, plan, own)
+            executed = lab.profile(contestants, graphs)
+            floats = {
+                (name, precision): _floats(lab, graphs[name], nodes) if precision is _INT8 else frozenset()
+                for (name, precision), nodes in executed.items()
+            }
+            racing = {
+                key: one
+                for key, one in contestants.items()
+                if key in floats and len(floats[key]) < _layers(graphs, key)
+            }
+            raced = lab.race({f"{name} {p.value}": one for (name, p), one in racing.items()})
+            for name, precision in racing:
+                graph, work = graphs[name], work_of(graphs[name])
+                apart = floats[name, precision]
+                plan = {layer: base if layer in apart else p for layer, p in _uniform(graph, precision).items()}
+                together = tuple(executed_together(work, executed[name, precision]))
+                latency_ms = raced[f"{name} {precision.value}"]
+                crossed = crossing_elements(graph.edges, plan)
+                timed.append(Timed(name, precision, work, crossed, latency_ms, together, apart))
             for _ in graphs:
                 advance()
     return timed
+
+
+def _layers(graphs: Mapping[str, Graph], contestant: _Contestant) -> int:
+    return len(graphs[contestant[0]].layers)
+
+
+def _floats(lab: _Bench, graph: Graph, nodes: tuple[ExecutedNode, ...]) -> frozenset[str]:
+    """The layers that stay float in a model whose others are int8."""
+    executed = executed_precisions(nodes)
+    backend = lab.device.backend
+    return frozenset(
+        layer.name for layer in graph.layers if not backend.executes_as(_INT8, executed.get(layer.name, ""))
+    )
 
 
 def _channel_steps(lab: _Bench, precisions: Sequence[Precision]) -> dict[Precision, int | None]:
@@ -282,6 +304,7 @@ def _beside(timed: Sequence[Timed], fitted: Fit) -> tuple[NetworkLatency, ...]:
     return tuple(
         NetworkLatency(one.network, one.precision, one.macs, one.latency_ms, predicted[one.network, one.precision])
         for one in timed
+        if not one.floats
     )
 
 

@@ -13,7 +13,7 @@ from edgekit import own_profile
 from edgekit.cost.anchoring import re_anchor
 from edgekit.cost.profile import predict_work
 from edgekit.cost.table import crossing_elements
-from edgekit.cost.work import Work, work_of
+from edgekit.cost.work import Shape, Work, work_of
 from edgekit.entries import Anchor, DeviceProfile
 from edgekit.errors import InputError
 from edgekit.graph import Graph
@@ -29,10 +29,21 @@ _UNIFORM = ("float", *(precision.value for precision in Precision))
 
 def demand_of(graph: Graph) -> Demand:
     """What the model of a graph asks of a device."""
-    counted = Counter(
-        (one.kind, one.macs, one.input_elements, one.weight_elements, one.output_elements) for one in work_of(graph)
+    counted = Counter(replace(one, layer="", nodes=()) for one in work_of(graph))
+    kernels = tuple(
+        KernelCount(
+            kind=one.kind,
+            count=count,
+            macs=one.macs,
+            input_elements=one.input_elements,
+            weight_elements=one.weight_elements,
+            output_elements=one.output_elements,
+            op=one.op,
+            shape=tuple(one.shape or ()),
+            functions=one.functions,
+        )
+        for one, count in counted.items()
     )
-    kernels = tuple(KernelCount(kind, count, *sizes) for (kind, *sizes), count in counted.items())
     int8 = {layer.name: Precision.INT8 for layer in graph.layers}
     return Demand(kernels, crossing_elements(graph.edges, int8))
 
@@ -96,11 +107,7 @@ def anchors_of(
     them without any correction. Those that the costs do not reach are left out. ``model`` is its digest.
     """
     plain = replace(profile, anchors=())
-    work = [
-        Work("", one.kind, one.macs, one.input_elements, one.weight_elements, one.output_elements)
-        for one in demand.kernels
-        for _ in range(one.count)
-    ]
+    work = [one for kernel in demand.kernels for one in [_work(kernel)] * kernel.count]
     found = []
     for one in candidates:
         if one.name not in _UNIFORM or len(one.precisions) != 1 or one.kind is not Kind.MEASURED:
@@ -112,6 +119,11 @@ def anchors_of(
             ms = one.latency_ms.p50
             found.append(Anchor(runtime, "cpu", precision, model, value, ms, day.isoformat(), threads))
     return tuple(found)
+
+
+def _work(kernel: KernelCount) -> Work:
+    sizes = (kernel.macs, kernel.input_elements, kernel.weight_elements, kernel.output_elements)
+    return Work("", kernel.kind, *sizes, kernel.op, Shape(*kernel.shape) if kernel.shape else None, kernel.functions)
 
 
 def _today() -> date:

@@ -232,7 +232,9 @@ class Prediction:
 
 @dataclass(frozen=True)
 class KernelCount:
-    """``count`` equal kernels of a model: what each multiplies, reads, has as weights and writes."""
+    """``count`` equal kernels of a model: what each multiplies, reads, has as weights and writes; its operator, loops
+    (`edgekit.cost.work.Shape`) and the functions that are computed inside.
+    """
 
     kind: str
     count: int
@@ -240,6 +242,9 @@ class KernelCount:
     input_elements: int
     weight_elements: int
     output_elements: int
+    op: str = ""
+    shape: tuple[int, ...] = ()
+    functions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

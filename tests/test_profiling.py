@@ -50,7 +50,8 @@ def test_a_board_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, se
     ]
     assert set(found.channel_steps) == {FP32, INT8}
     assert found.boundary_ms_per_element >= 0
-    assert "small networks on" in found.profile.costs[0].evidence
+    assert "networks on" in found.profile.costs[0].evidence
+    assert all(len(cost.kernels) > 10 for cost in found.profile.costs)
     assert "each left out in turn: median error" in found.profile.costs[0].evidence
     assert found.device.runtime in found.profile.evidence
     results.unstructure(found)
@@ -64,7 +65,7 @@ def test_a_board_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, se
         figure = predict_from_profile(graph, plan, catalog.device_profile("host"), "openvino", 1)
         assert figure.kind is Kind.PREDICTED
         assert 0.05 < figure.value < 50
-    assert path.stat().st_size < 20_000
+    assert path.stat().st_size < 20_000  # a line for each kernel
 
 
 def test_what_another_run_measured_stays() -> None:

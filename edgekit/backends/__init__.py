@@ -47,13 +47,15 @@ class Artifact:
 @dataclass(frozen=True)
 class ExecutedNode:
     """One node that the runtime executes: the layers fused into it, or the layer whose result it moves or transforms
-    (``computes`` is False then). ``layers`` is empty for work before the first layer.
+    (``computes`` is False then). ``layers`` is empty for work before the first layer. ``sources`` are the graph's nodes
+    that it is named after, where the runtime tells.
     """
 
     layers: tuple[str, ...]
     computes: bool
     precision: str
     latency_ms: float
+    sources: tuple[str, ...] = ()
 
 
 class Backend(Protocol):

@@ -166,6 +166,8 @@ def executed_nodes(rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[Exe
     layers = {layer.name: layer for layer in graph.layers}
     results = {layer.output: layer.name for layer in graph.layers}  # where a model output lends the node its name
     node_owner, tensor_owner = _owners(graph)
+    makers = {value.name or "": node.name or "" for node in graph.model.graph for value in node.outputs}
+    makers |= {node.name or "": node.name or "" for node in graph.model.graph}
     named: list[tuple[str, ...]] = []
     upstream: list[tuple[str, ...]] = []
     for row in rows:
@@ -199,7 +201,9 @@ def executed_nodes(rows: Sequence[Mapping[str, Any]], graph: Graph) -> tuple[Exe
     for index, row in enumerate(rows):
         previous = computes[index] or previous
         owner = computes[index] or named[index] or upstream[index][:1] or previous
-        nodes.append(ExecutedNode(owner, bool(computes[index]), row["precision"], row.get("latency_ms", 0.0)))
+        sources = dict.fromkeys(source for name in row["original_names"] if (source := _source(name, makers)))
+        time_ms = row.get("latency_ms", 0.0)
+        nodes.append(ExecutedNode(owner, bool(computes[index]), row["precision"], time_ms, tuple(sources)))
     return tuple(nodes)
 
 
@@ -242,6 +246,13 @@ def _name_steadily(model: openvino.Model, taken: frozenset[str], path: str = "")
 
 def _node_name(name: str) -> str:
     return name.removesuffix("/WithoutBiases")
+
+
+def _source(name: str, makers: Mapping[str, str]) -> str:
+    """The node that a name comes from: OpenVINO and the Q/DQ writer append to names what they add after a slash."""
+    while name not in makers and "/" in name:
+        name = name.rpartition("/")[0]
+    return makers.get(name, "")
 
 
 def _owner(name: str, node_owner: Mapping[str, str], tensor_owner: Mapping[str, str]) -> str:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgekit.cost.anchoring import corrected
+from edgekit.cost.kernels import Surface, kernel_of, parse
 from edgekit.cost.table import CostTable, anchored, crossing_elements
 from edgekit.cost.work import FEATURES, Units, Work, element_bytes, features, macs_by_kind, work_of
 from edgekit.errors import InputError
@@ -82,25 +84,25 @@ def predict_work(
     wanted = tuple(dict.fromkeys(precisions.values()))
     if not wanted:
         return Figure(Kind.NONE, source="outside what was measured: a network without layers")
-    found = _priced(work, wanted, profile, runtime, threads, processor)
+    of_kernel = _kernel_precisions(work, precisions)
+    found = _priced(work, wanted, profile, runtime, threads, processor, of_kernel)
     if isinstance(found, str):
         return Figure(Kind.NONE, source=found)
-    of_kernel = _kernel_precisions(work, precisions)
     value, deviation = 0.0, 0.0
     for precision, one in found.items():
         mine = [kernel for kernel, p in zip(work, of_kernel, strict=True) if p is precision]
-        total = features(mine, one.units).sum(axis=0)
-        total[0] = sum(kernel.macs for kernel in mine) / max(1, sum(kernel.macs for kernel in work))
+        call = sum(kernel.macs for kernel in mine) / max(1, sum(kernel.macs for kernel in work))
+        moved = 0
         if precision is Precision.INT8:
             moved = crossed_elements * sum(element_bytes(p) for p in (Precision.INT8, max(wanted, key=element_bytes)))
-            total[FEATURES.index("activation_bytes")] += moved / one.units.bytes_per_ms
-        milliseconds, spread = one.predict(total)
+        milliseconds, spread = one.predict(mine, call, moved)
         value += milliseconds
         deviation += milliseconds * spread  # errors of one device in two precisions are taken to go together
     deviation = float(np.hypot(deviation / value, max(one.beyond for one in found.values())))
     reach = float(np.exp(deviation * max(one.costs.interval for one in found.values())))
     evidence = "; ".join(dict.fromkeys(f"{p.value}: {one.costs.evidence}" for p, one in found.items()))
-    strange = sorted({kind for one in found.values() for kind in macs_by_kind(work) if kind not in one.costs.kinds})
+    pairs = zip(work, of_kernel, strict=True)
+    strange = sorted({one.kind for one, p in pairs if one.macs and one.kind not in found[p].costs.kinds})
     if strange:
         evidence += f"; no row has {', '.join(strange)}: the interval is wider for it"
     return Figure(Kind.PREDICTED, value, value / reach, value * reach, f"{profile.name}, {runtime}, {evidence}")
@@ -133,9 +135,9 @@ def cost_table(
     upper = 0.0
     for precision, one in priced.items():
         raw = dict.fromkeys(latency, 0.0)
-        for kernel, row in zip(work, features(work, one.units), strict=True):
-            raw[kernel.layer or first] += float(row @ one.factors)
-        total, _ = one.predict(_whole(work, one.units))
+        for kernel, milliseconds in zip(work, one.kernels(work)[0], strict=True):
+            raw[kernel.layer or first] += float(milliseconds)
+        total, _ = one.predict(work)
         anchors[precision] = total
         for name, milliseconds in anchored(raw, total).items():
             latency[name][precision] = milliseconds
@@ -161,12 +163,39 @@ class _Priced:
     covariance: Array
     beyond: float
 
-    def predict(self, total: Array) -> tuple[float, float]:
-        """(milliseconds, standard deviation of the logarithm) of summed features."""
-        parts = total * self.factors
+    def predict(self, work: Sequence[Work], call: float = 1.0, moved_bytes: int = 0) -> tuple[float, float]:
+        """(milliseconds, standard deviation of the logarithm) of these kernels, of that part of the call, and of the
+        bytes that are converted between them.
+        """
+        more = np.zeros(len(FEATURES))
+        more[0] = call
+        more[FEATURES.index("activation_bytes")] = moved_bytes / self.units.bytes_per_ms
+        milliseconds, covariance = self.kernels(work)
+        if covariance is None:
+            parts = (features(work, self.units).sum(axis=0) + more) * self.factors
+            covariance = self.covariance
+        else:
+            parts = np.append(milliseconds, more @ self.factors)
+            covariance = np.pad(covariance, (0, 1))
         value = float(parts.sum())
         shares = parts / value if value > 0 else parts
-        return value, float(np.sqrt(shares @ self.covariance @ shares + self.costs.spread**2))
+        return value, float(np.sqrt(shares @ covariance @ shares + self.costs.spread**2))
+
+    def kernels(self, work: Sequence[Work]) -> tuple[Array, Array | None]:
+        """Milliseconds of each kernel; where kernels were timed on the board, with the covariance of their logarithms,
+        else that of the factors counts.
+        """
+        expected = features(work, self.units) @ self.factors
+        if not self.costs.kernels or not work or any(one.shape is None for one in work):
+            return expected, None
+        logs, covariance = surface(self.costs.kernels).log_factors([kernel_of(one) for one in work])
+        return expected * np.exp(logs), covariance
+
+
+@lru_cache(maxsize=16)
+def surface(lines: tuple[str, ...]) -> Surface:
+    """What the timed kernels of some costs say of others."""
+    return Surface([parse(line) for line in lines])
 
 
 def _priced(
@@ -176,8 +205,9 @@ def _priced(
     runtime: str,
     threads: int,
     processor: str,
+    of_kernel: Sequence[Precision] = (),
 ) -> dict[Precision, _Priced] | str:
-    """The costs of each wanted precision, or why there are none."""
+    """The costs of each wanted precision, or why there are none. ``of_kernel``: which of them each kernel takes."""
     mine = [cost for cost in profile.costs if cost.runtime == runtime]
     if not mine:
         known = ", ".join(dict.fromkeys(cost.runtime for cost in profile.costs)) or "none"
@@ -196,7 +226,8 @@ def _priced(
         if cost is None:
             counts = ", ".join(str(cost.threads) for cost in same)
             return f"outside what was measured: {threads} threads with {runtime} (there are costs for: {counts})"
-        beyond = _beyond(work, cost)
+        priced = [one for one, p in zip(work, of_kernel, strict=True) if p is precision] if of_kernel else work
+        beyond = _beyond(work, priced, cost)
         if isinstance(beyond, str):
             return f"outside what was measured with {runtime} in {precision.value}: {beyond}"
         part = profile.part(kind)
@@ -207,10 +238,12 @@ def _priced(
     return found
 
 
-def _beyond(work: Sequence[Work], cost: Costs) -> float | str:
-    """What the size adds to the deviation, or why it is too far from what was measured."""
-    macs = macs_by_kind(work)
-    total = sum(macs.values())
+def _beyond(work: Sequence[Work], priced: Sequence[Work], cost: Costs) -> float | str:
+    """What the size of a network adds to the deviation, or why it, or the kernels of it that these costs price, are too
+    far from what was measured.
+    """
+    total = sum(one.macs for one in work)
+    macs = macs_by_kind(priced)
     known = {*cost.kinds, *(_ALIKE if _ALIKE & set(cost.kinds) else ())}
     unseen = {kind: count for kind, count in macs.items() if kind not in known}
     if not total or sum(unseen.values()) > UNSEEN_SHARE * total:
@@ -245,12 +278,6 @@ def _kernel_precisions(work: Sequence[Work], precisions: Mapping[str, Precision]
     return [precisions.get(one.layer, first) for one in work]
 
 
-def _whole(work: Sequence[Work], given: Units) -> Array:
-    total: Array = features(work, given).sum(axis=0)
-    total[0] = 1.0
-    return total
-
-
 def _fastest_float(
     work: Sequence[Work],
     floats: Sequence[Precision],
@@ -264,7 +291,7 @@ def _fastest_float(
         priced = _priced(work, (precision,), profile, runtime, threads, processor)
         if isinstance(priced, str):
             continue
-        value, _ = priced[precision].predict(_whole(work, priced[precision].units))
+        value, _ = priced[precision].predict(work)
         if best is None or value < best[0]:
             best = (value, precision, priced)
     return (best[1], best[2]) if best else (None, {})

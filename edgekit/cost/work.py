@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +37,31 @@ _MOVES = frozenset(
     {"Concat", "Transpose", "Slice", "Split", "Pad", "Resize", "Gather", "Expand", "DepthToSpace", "SpaceToDepth"}
     | {"Tile", "Upsample", "ScatterND", "GatherND", "GatherElements"}
 )
+_ROWS = frozenset({"Softmax", "LogSoftmax", "LayerNormalization"})  # computed row by row, whatever the rank
+
+
+class Shape(NamedTuple):
+    """The loops of a kernel. Of a convolution: channels in and out, the weights of one output in one channel, the
+    product of its strides, groups, height and width of what it writes. Of a matrix product: its inner size, columns,
+    1, 1, matrices, rows, 1. Of a recurrent layer: sizes of its input and state, 1, 1, 1, steps, 1. Of any other
+    operator: the last or, of a map, the channels' size in and out, its window, 1, 1, height and width.
+    """
+
+    inputs: int
+    outputs: int
+    kernel: int
+    stride: int
+    groups: int
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True)
 class Work:
     """One kernel. ``layer`` names the layer that it is, or that it follows ('' before the first one); elements are
-    those read, stored as weights and written.
+    those read, stored as weights and written. Where the graph is known, ``op`` is the operator, ``shape`` its loops,
+    ``functions`` the operators that are computed inside, element by element, and ``nodes`` the graph's nodes that it
+    stands for, changes of shape included.
     """
 
     layer: str
@@ -51,6 +70,10 @@ class Work:
     input_elements: int
     weight_elements: int
     output_elements: int
+    op: str = ""
+    shape: Shape | None = None
+    functions: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
 
 
 def work_of(graph: Graph) -> tuple[Work, ...]:
@@ -63,26 +86,33 @@ def work_of(graph: Graph) -> tuple[Work, ...]:
 
     layers = {layer.name: layer for layer in graph.layers}
     of: dict[str, ir.Value] = {}  # a value -> the kernel's result that it is such a function of
+    maker: dict[str, int] = {}  # a value -> the kernel that it comes out of
     found: list[Work] = []
+    inside: list[list[ir.Node]] = []  # what each kernel computes: itself, functions of its result, changes of shape
     last = ""
+
+    def add(kernel: Work, node: ir.Node) -> None:
+        maker.update((value.name or "", len(found)) for value in node.outputs)
+        found.append(kernel)
+        inside.append([node])
+
+    def follow(place: int, node: ir.Node) -> None:
+        maker.update((value.name or "", place) for value in node.outputs)
+        inside[place].append(node)
+
     for node in graph.model.graph:
         layer = layers.get(node.name or "")
         if layer is not None:
             last = layer.name
-            found.append(
-                Work(
-                    layer.name,
-                    _layer_kind(node),
-                    layer.macs,
-                    layer.input_elements,
-                    layer.weight_elements + layer.bias_elements,
-                    layer.output_elements,
-                )
-            )
+            weights = layer.weight_elements + layer.bias_elements
+            sizes = (layer.macs, layer.input_elements, weights, layer.output_elements)
+            add(Work(last, _layer_kind(node), *sizes, node.op_type, _layer_shape(node)), node)
             of.update((o.name, o) for o in node.outputs if o.name == layer.output)
             continue
         data = [v for v in node.inputs if v is not None and v.name and not v.is_initializer()]
         made = [o for o in node.outputs if o.name and o.shape is not None]
+        if data and node.op_type in _FREE and data[0].name in maker:
+            follow(maker[data[0].name or ""], node)
         if not data or not made or node.op_type in _FREE or not all(v.shape is not None for v in data):
             continue
         read, written = sum(map(elements_of, data)), sum(map(elements_of, made))
@@ -90,10 +120,18 @@ def work_of(graph: Graph) -> tuple[Work, ...]:
             source = _common_source(data, of)
             if source is not None and elements_of(source) == written:
                 of[made[0].name or ""] = source
+                follow(maker[source.name or ""], node)
                 continue
             of[made[0].name or ""] = made[0]
-        found.append(Work(last, _other_kind(node.op_type), 0, read, 0, written))
-    return tuple(found)
+        add(Work(last, _other_kind(node.op_type), 0, read, 0, written, node.op_type, _other_shape(node)), node)
+    return tuple(
+        replace(
+            one,
+            functions=tuple(node.op_type for node in nodes[1:] if node.op_type in ELEMENTWISE_OPS),
+            nodes=tuple(node.name or "" for node in nodes),
+        )
+        for one, nodes in zip(found, inside, strict=True)
+    )
 
 
 def _common_source(data: list[ir.Value], of: Mapping[str, ir.Value]) -> ir.Value | None:
@@ -123,6 +161,37 @@ def conv_kind(weight_shape: list[int], group: int, stride: int, *, transposed: b
         return "pointwise"
     narrow = weight_shape[1] < 8  # the first layer of a network: few channels to vectorise over
     return "conv3x3" if kernel == [3, 3] and stride == 1 and not transposed and not narrow else "conv"
+
+
+def _layer_shape(node: ir.Node) -> Shape:
+    from edgekit.graph.layers import shape_of
+
+    first, second = (shape_of(value) for value in node.inputs[:2] if value is not None)
+    made = next(shape_of(value) for value in node.outputs if value.name)
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        return Shape(first[-1], node.attributes.get_int("hidden_size", made[-1]), 1, 1, 1, first[0] * first[1], 1)
+    if node.op_type in ("Gemm", "MatMul"):
+        inner = first[0] if node.attributes.get_int("transA", 0) else first[-1]
+        constant = any(value is not None and value.is_initializer() for value in node.inputs[:2])
+        matrices = 1 if constant else math.prod(made[:-2])
+        return Shape(inner, made[-1], 1, 1, matrices, math.prod(made[:-1]) // matrices, 1)
+    group = node.attributes.get_int("group", 1)
+    stride = math.prod(node.attributes.get_ints("strides", ()))
+    return Shape(first[1], made[1], math.prod(second[2:]), stride, group, made[2], math.prod(made[3:]))
+
+
+def _other_shape(node: ir.Node) -> Shape:
+    from edgekit.graph.layers import shape_of
+
+    source = next(shape_of(v) for v in node.inputs if v is not None and v.name and not v.is_initializer())
+    made = next(shape_of(value) for value in node.outputs if value.name and value.shape is not None)
+    if node.op_type in _ROWS and made:
+        return Shape(made[-1], made[-1], 1, 1, 1, math.prod(made[:-1]), 1)
+    window = math.prod(node.attributes.get_ints("kernel_shape", ()))
+    stride = math.prod(node.attributes.get_ints("strides", ()))
+    if len(made) == 4 and len(source) == 4:
+        return Shape(source[1], made[1], window, stride, 1, made[2], made[3])
+    return Shape((source or (1,))[-1], (made or (1,))[-1], window, stride, 1, math.prod(made[:-1]), 1)
 
 
 def _other_kind(op_type: str) -> str:
