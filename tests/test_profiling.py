@@ -51,7 +51,7 @@ def test_a_board_is_profiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, se
     assert set(found.channel_steps) == {FP32, INT8}
     assert found.boundary_ms_per_element >= 0
     assert "networks on" in found.profile.costs[0].evidence
-    assert all(len(cost.kernels) > 10 for cost in found.profile.costs)
+    assert all(len(cost.kernels) > 5 for cost in found.profile.costs)
     assert "each left out in turn: median error" in found.profile.costs[0].evidence
     assert found.device.runtime in found.profile.evidence
     results.unstructure(found)
