@@ -83,8 +83,9 @@ class Memory:
 
 
 # Kind, operator, seven sizes, the function inside, milliseconds, factor, times seen: edgekit.cost.kernels reads it.
-_NUMBER = r"(?=[0-9.]*[1-9])[0-9]+(?:\.[0-9]+)?(?:e[-+]?[0-9]+)?"
-_KERNEL = re.compile(rf"[a-z0-9]+ \w+(?: [1-9][0-9]*){{7}} [0-3] {_NUMBER} {_NUMBER} [1-9][0-9]*")
+_NUMBER = r"(?=[0-9.]*[1-9])[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e[-+]?[0-9]{1,2})?"
+_KERNEL = re.compile(rf"[a-z0-9]+ \w+(?: [1-9][0-9]{{0,11}}){{7}} [0-3] {_NUMBER} {_NUMBER} [1-9][0-9]{{0,5}}")
+_MOST_KERNELS = 5000  # `edgekit profile` writes some 2000; what they say takes memory by their square
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class Costs:
 
     def __post_init__(self) -> None:
         _check(self.threads >= 0, "threads", f"must not be negative, not {self.threads}")
+        _check(len(self.kernels) <= _MOST_KERNELS, "kernels", f"must not be more than {_MOST_KERNELS}")
         bad = next((line for line in self.kernels if not _KERNEL.fullmatch(line)), None)
         _check(bad is None, "kernels", f"must be written by `edgekit profile`, unlike {bad!r}")
         _check(all(f > 0 for f in self.factors.values()), "factors", "must hold positive numbers")

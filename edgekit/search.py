@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from edgekit.errors import InfeasibleError
-from edgekit.planner import LayerOption, Limits, Problem, Solution, evaluate, solve
+from edgekit.planner import LayerOption, Limits, Problem, Solution, evaluate, keeps, solve
 from edgekit.types import Mask, Precision
 
 EVALUATIONS = 7
@@ -91,8 +91,7 @@ def _all_int8(problem: Problem, limits: Limits, least_ms: float) -> Solution | N
     choice = tuple(layer.options.index(min(layer.options, key=order)) for layer in problem.layers)
     kept = (0,) * len(problem.groups)
     totals = evaluate(problem, choice, kept)
-    limited = {one.name: getattr(limits, one.name) for one in fields(limits)}
-    if any(most is not None and getattr(totals, name) > most for name, most in limited.items()):
+    if not keeps(limits, totals):
         return None
     gap = 1 - least_ms / totals.latency_ms if totals.latency_ms else 0.0
     return Solution(choice, totals, gap, gap, (), 0.0, kept)

@@ -27,6 +27,7 @@ from edgekit.planner.problem import (
     evaluate,
 )
 from edgekit.planner.search import LATENCY_WINDOW, LOSS_WINDOW, pareto, solve
+from edgekit.planner.solver import keeps
 
 __all__ = [
     "LATENCY_WINDOW",
@@ -47,6 +48,7 @@ __all__ = [
     "Totals",
     "evaluate",
     "greedy",
+    "keeps",
     "pareto",
     "prices",
     "solve",

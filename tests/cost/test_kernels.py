@@ -60,12 +60,22 @@ def test_a_profile_takes_every_such_line(kernel: Kernel) -> None:
         "conv Conv 1 2 3",
         "conv Conv 1 2 3 4 5 6 0 0 1.0 1.0 1",
         "conv Conv 1 2 3 4 5 6 7 0 nan 1.0 1",
+        "conv Conv 1 2 3 4 5 6 7 0 1e999 1.0 1",
+        f"conv Conv 1 2 3 4 5 6 7 0 {'9' * 400} 1.0 1",
         "conv Conv 1 2 3 4 5 6 7 0 0.0 1.0 1",
     ],
 )
 def test_other_lines_are_refused(line: str) -> None:
     with pytest.raises(ValueError, match="kernels: must be written by `edgekit profile`"):
         replace(COSTS, kernels=(line,))
+
+
+def test_more_kernels_than_a_profile_has_are_refused() -> None:
+    """What they say takes memory by their square."""
+    line = str(pointwise(64, 2.0))
+    assert len(replace(COSTS, kernels=(line,) * 5000).kernels) == 5000
+    with pytest.raises(ValueError, match="kernels: must not be more than 5000"):
+        replace(COSTS, kernels=(line,) * 5001)
 
 
 def test_near_what_was_timed_it_says_so_and_far_from_it_nothing() -> None:
