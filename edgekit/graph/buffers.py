@@ -24,7 +24,7 @@ import onnx_ir as ir
 
 from edgekit.graph.flow import Flow, is_op
 from edgekit.graph.layers import elements_of, shape_of
-from edgekit.graph.passes import ELEMENTWISE_OPS, QUANTIZE, Pass, find_passes
+from edgekit.graph.passes import ELEMENTWISE_OPS, QUANTIZE, Pass, done_by_kernel, find_passes
 
 # fmt: off
 _LAYOUT_OPS = ELEMENTWISE_OPS | {
@@ -32,6 +32,7 @@ _LAYOUT_OPS = ELEMENTWISE_OPS | {
     "Split",
 }
 # fmt: on
+_BLOCK = 16  # channels, of 4 bytes each in a register of AVX-512
 KERNEL_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 VIEW_OPS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
@@ -83,12 +84,15 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...], together: frozenset[str]
     owner: dict[str, Buffer] = {}
     passes = find_passes(flow)
     summed: set[int] = set()  # Adds that a convolution does
+    inner = _in_layout(flow)
 
     def new(name: str, step: int, *, is_input: bool = False) -> None:
         value = flow.values[name]
         makers = () if is_input else (step,)
         phases = [Phase(step, makers, [name])]
-        buffer = Buffer(elements_of(value), value.dtype or ir.DataType.FLOAT, step, step, phases, is_input)
+        blocked = not is_input and _pools_an_input(flow, step, model_inputs)
+        elements = _blocked_elements(value) if blocked else elements_of(value)
+        buffer = Buffer(elements, value.dtype or ir.DataType.FLOAT, step, step, phases, is_input)
         buffers.append(buffer)
         owner[name] = buffer
 
@@ -129,7 +133,7 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...], together: frozenset[str]
                     summed.add(last)
                 else:
                     new(name, step)
-            elif step in summed or (is_op(node, *VIEW_OPS) and flow.reads[step]) or _renames_axes(flow, step):
+            elif step in summed or _is_view(flow, step, inner) or _renames_axes(flow, step):
                 share(name, step, owner[flow.reads[step][0]])
             elif group is not None and step != group.last:
                 home = owner[group.sources[0]]
@@ -141,6 +145,7 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...], together: frozenset[str]
                 and not together.intersection(flow.nodes[reader].name or "" for reader in flow.readers[name])
                 and node.name not in together
                 and takes_the_place_of(name, group.steps, group.sources)
+                and (len(flow.readers[name]) < 2 or _writes_over_for_many(flow, group, owner[group.sources[0]]))
             ):
                 place = owner[group.sources[0]]
                 if not _done_by_maker(flow, group, place):
@@ -154,7 +159,23 @@ def allocate(flow: Flow, model_inputs: tuple[str, ...], together: frozenset[str]
             owner[source].until = max([owner[source].until, step, *until])
     for buffer in buffers:
         _finish(buffer, flow)
-    return (*buffers, *_relaid(flow, model_inputs))
+    return (*buffers, *_relaid(flow, model_inputs, inner))
+
+
+def _in_layout(flow: Flow) -> frozenset[str]:
+    """The values that are held in the layout of convolutions (channels last, or blocked)."""
+    inner: set[str] = set()
+    for step, node in enumerate(flow.nodes):
+        if is_op(node, "Conv", "ConvTranspose") or (is_op(node, *_LAYOUT_OPS) and inner & set(flow.reads[step])):
+            inner |= {o.name for o in node.outputs if o.name and _has_layout(o)}
+    return frozenset(inner)
+
+
+def _is_view(flow: Flow, step: int, inner: frozenset[str]) -> bool:
+    """Whether a step gives what it reads another shape where it is. Another layout is another tensor."""
+    if not is_op(flow.nodes[step], *VIEW_OPS) or not flow.reads[step]:
+        return False
+    return is_op(flow.nodes[step], "Identity") or flow.reads[step][0] not in inner
 
 
 def _renames_axes(flow: Flow, step: int) -> bool:
@@ -170,19 +191,16 @@ def _renames_axes(flow: Flow, step: int) -> bool:
     return order == [0, 3, 1, 2] and producer is None and all(is_op(reader, "Conv") for reader in readers)
 
 
-def _relaid(flow: Flow, model_inputs: tuple[str, ...]) -> list[Buffer]:
-    """Copies of model inputs and outputs in the layout that convolutions want (channels last, or blocked)."""
+def _relaid(flow: Flow, model_inputs: tuple[str, ...], inner: frozenset[str]) -> list[Buffer]:
+    """Copies of model inputs and outputs in the layout of convolutions, and of what such a tensor is read as."""
     copies = []
-    inner: set[str] = set()
-    for step, node in enumerate(flow.nodes):
-        if is_op(node, "Conv", "ConvTranspose") or (is_op(node, *_LAYOUT_OPS) and inner & set(flow.reads[step])):
-            inner |= {o.name for o in node.outputs if o.name and _has_layout(o)}
 
-    def copy(name: str, first: int, last: int, readers: set[int]) -> None:
+    def copy(name: str, first: int, last: int, readers: set[int], elements: int = 0) -> None:
         value = flow.values[name]
         dtype = value.dtype or ir.DataType.FLOAT
         phases = [Phase(first, (), [name])]
-        copies.append(Buffer(elements_of(value), dtype, first, last, phases, is_relaid=True, readers=readers))
+        size = elements or elements_of(value)
+        copies.append(Buffer(size, dtype, first, last, phases, is_relaid=True, readers=readers))
 
     # What is quantized of a model input still has the input's layout.
     quantized = {at for name in model_inputs for at in flow.readers[name] if is_op(flow.nodes[at], QUANTIZE)}
@@ -193,7 +211,23 @@ def _relaid(flow: Flow, model_inputs: tuple[str, ...]) -> list[Buffer]:
     for step, node in enumerate(flow.nodes):
         for name in (o.name for o in node.outputs if o.name in flow.outputs and o.name in inner):
             copy(name or "", step, step, set())
+        if is_op(node, "GlobalAveragePool", "GlobalMaxPool") and len(shape_of(node.outputs[0])) == 3:
+            for name in inner.intersection(flow.reads[step]):  # these know no layout but that of images
+                copy(name, step, step, {step})
+        if _pools_an_input(flow, step, model_inputs):
+            copy(flow.reads[step][0], step, step, {step}, _blocked_elements(flow.values[flow.reads[step][0]]))
     return copies
+
+
+def _pools_an_input(flow: Flow, step: int, model_inputs: tuple[str, ...]) -> bool:
+    """Whether a step is a pooling of a model input: it works on a copy in blocks of channels."""
+    return is_op(flow.nodes[step], "AveragePool", "LpPool", "MaxPool") and flow.reads[step][0] in model_inputs
+
+
+def _blocked_elements(value: ir.Value) -> int:
+    """With the channels filled up to whole blocks."""
+    channels = shape_of(value)[1]
+    return elements_of(value) // channels * _BLOCK * -(-channels // _BLOCK)
 
 
 def _has_layout(value: ir.Value) -> bool:
@@ -201,10 +235,16 @@ def _has_layout(value: ir.Value) -> bool:
     return len(shape) > 2 and 1 < shape[1] < elements_of(value)
 
 
+def _writes_over_for_many(flow: Flow, group: Pass, buffer: Buffer) -> bool:
+    """Whether a pass whose result has several readers still writes it over its first source."""
+    alone = len(group.sources) == 1 and not is_op(flow.nodes[group.last], "Softmax")
+    return not alone or _done_by_maker(flow, group, buffer)
+
+
 def _done_by_maker(flow: Flow, group: Pass, buffer: Buffer) -> bool:
     """Whether a matrix kernel does the elementwise function of its result as well."""
     made = any(is_op(flow.nodes[step], *KERNEL_OPS) for step in buffer.phases[-1].makers)
-    return made and len(group.sources) == 1 and not any(is_op(flow.nodes[step], "Softmax") for step in group.steps)
+    return made and len(group.sources) == 1 and all(done_by_kernel(flow.nodes[step]) for step in group.steps)
 
 
 def _joins_kept(flow: Flow, name: str) -> bool:

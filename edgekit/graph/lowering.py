@@ -25,14 +25,15 @@ import onnx_ir as ir
 from edgekit.graph.buffers import KERNEL_OPS
 from edgekit.graph.demands import TRANSPARENT_OPS, layers_fed_by, quantizable_adds
 from edgekit.graph.flow import Flow, flow_of, is_op, sums_of
+from edgekit.graph.layers import elements_of
 from edgekit.graph.load import Graph
-from edgekit.graph.passes import ELEMENTWISE_OPS, QUANTIZE, find_passes
+from edgekit.graph.passes import QUANTIZE, done_by_kernel, find_passes
 
 _WIDEN = "Cast"
 # What takes the quantizing of its result on, besides layers.
 _TAKES_QUANTIZING = frozenset({
-    "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "LayerNormalization",
-    "MeanVarianceNormalization", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Resize",
+    "GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization", "MeanVarianceNormalization", "ReduceL1", "ReduceL2",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Resize",
 })  # fmt: skip
 _BIT = ir.DataType.UINT8
 
@@ -68,6 +69,7 @@ def lowered(graph: Graph, int8: Collection[str]) -> Lowered:
     made.push_before_concats()
     made.put_out_in_8_bit(chosen)
     alone = made.sum_in_8_bit(chosen)
+    made.scale_apart(chosen)
     together = _together(flow_of(made.model, alone))
     return Lowered(flow_of(made.model, alone, together), made.origins, together)
 
@@ -84,7 +86,10 @@ def _together(flow: Flow) -> frozenset[str]:
             continue
         sources = passes[step].sources
         maker = flow.values[sources[0]].producer()
-        by_kernel = sources[0] in sums or (maker is not None and is_op(maker, *KERNEL_OPS))
+        on_side = all(
+            done_by_kernel(one) or is_op(one, "Softmax") for one in map(flow.nodes.__getitem__, passes[step].steps)
+        )
+        by_kernel = on_side and (sources[0] in sums or (maker is not None and is_op(maker, *KERNEL_OPS)))
         if len(sources) > 1 or not by_kernel:
             found |= {reader.name or "" for reader in readers if is_op(reader, QUANTIZE)}
     return frozenset(found)
@@ -205,7 +210,7 @@ class _Lowering:
             inside.append(value)
             if maker.name in kernels or is_op(maker, *_TAKES_QUANTIZING):
                 return inside if not waiting else []
-            if not is_op(maker, *ELEMENTWISE_OPS):
+            if not done_by_kernel(maker):
                 return []
             readers.add(maker)
             waiting.update(dict.fromkeys(v for v in maker.inputs if v is not None and not v.is_initializer()))
@@ -237,6 +242,24 @@ class _Lowering:
                 self._rescale(ends[-1])
         return alone
 
+    def scale_apart(self, int8: Collection[str]) -> None:
+        """What quantizes a number times something, or an average of that, knows the number: an int8 layer's scale, or
+        one of the model's own. What else reads it gets it multiplied.
+        """
+        for node in list(self.body):
+            if not any(is_op(reader, QUANTIZE) for reader in node.outputs[0].consumers()):
+                continue
+            averaged = is_op(node, "AveragePool")
+            scaled = False
+            maker: ir.Node | None = node
+            while maker is not None and (done_by_kernel(maker) or (maker is node and averaged)):
+                scaled |= is_op(maker, "Add", "Mul") and any(_is_number(v) for v in maker.inputs)
+                if not averaged:
+                    break
+                maker = next((v.producer() for v in maker.inputs if v is not None and not v.is_initializer()), None)
+            if scaled or (averaged and maker is not None and maker.name in int8):
+                self._rescale(node.outputs[0])
+
     def _rescale(self, total: ir.Value) -> None:
         """A sum in float is still on the grid of what was summed: quantizers know, other readers get it scaled."""
         others: list[tuple[ir.Node, int]] = []
@@ -258,10 +281,14 @@ class _Lowering:
             if is_op(reader, QUANTIZE):
                 return values, reader
             sources = [v for v in reader.inputs if v is not None and not v.is_initializer()]
-            if not is_op(reader, *ELEMENTWISE_OPS) or len(sources) != 1:
+            if not done_by_kernel(reader) or len(sources) != 1:
                 break
             values.append(reader.outputs[0])
         return values, None
+
+
+def _is_number(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and elements_of(value) == 1
 
 
 def _hold(value: ir.Value, dtype: ir.DataType) -> None:

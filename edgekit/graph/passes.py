@@ -19,10 +19,18 @@ ELEMENTWISE_OPS = frozenset({
     "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Sqrt", "Sub", "Sum", "Swish", "Tanh",
     "ThresholdedRelu", "Where",
 })
+# Nodes of their own (Math) to OpenVINO: their results are new tensors, and nothing is computed in one pass with them.
+_ALONE_OPS = frozenset({"Cos", "HardSigmoid", "Selu", "Sign", "Sin"})
+# What no kernel computes of its result on the side (oneDNN has no such post-operation).
+_APART_OPS = _ALONE_OPS | {
+    "Ceil", "Celu", "Erf", "Exp", "Floor", "Log", "Max", "Min", "Pow", "Reciprocal", "Softplus", "Softsign",
+    "ThresholdedRelu", "Where",
+}
 # fmt: on
 
 # A float tensor becomes one of 8 bit: FakeQuantize to OpenVINO. See `lowering`.
 QUANTIZE = "QuantizeLinear"
+_SINGLE_OPS = frozenset({"LayerNormalization", "Softplus", "Softsign"})
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,16 @@ def find_passes(flow: Flow) -> dict[int, Pass]:
     for step in reversed(range(len(flow.nodes))):
         if not _elementwise(flow, step):
             continue
+        if _is_single(flow.nodes[step]):
+            last_of[step] = step
+            continue
         name = flow.nodes[step].outputs[0].name or ""
         lasts = {last_of.get(reader) for reader in flow.readers[name]}
         if all(is_op(flow.nodes[reader], QUANTIZE) for reader in flow.readers[name]):
             lasts = {max((last_of[reader] for reader in flow.readers[name]), default=None)}
         (last,) = lasts if len(lasts) == 1 and name not in flow.outputs else {None}
-        last_of[step] = last if last is not None and _alike(flow, step, last) else step
+        joins = last is not None and not _is_single(flow.nodes[last]) and _alike(flow, step, last)
+        last_of[step] = last if last is not None and joins else step
     makers = {o.name: step for step, node in enumerate(flow.nodes) for o in node.outputs if o.name}
     for step in range(len(flow.nodes)):
         last_of.update(_attention(flow, step, last_of, makers))
@@ -63,6 +75,23 @@ def find_passes(flow: Flow) -> dict[int, Pass]:
             one = Pass(steps, last, tuple(dict.fromkeys(reads)), _elementwise(flow, last))
             found.update(dict.fromkeys(steps, one))
     return found
+
+
+def done_by_kernel(node: ir.Node) -> bool:
+    """Whether the kernel of a layer computes this function of its result on the side."""
+    is_inverse = is_op(node, "Div") and node.inputs[0] is not None and node.inputs[0].is_initializer()
+    return _in_activation(node) or (is_op(node, *(ELEMENTWISE_OPS - _APART_OPS)) and not is_inverse)
+
+
+def _is_single(node: ir.Node) -> bool:
+    """Whether it is a pass of its own."""
+    return is_op(node, *_SINGLE_OPS) and not _in_activation(node)
+
+
+def _in_activation(node: ir.Node) -> bool:
+    """Whether it is the middle of Mish, x tanh(softplus(x)), or of Gelu, x (1 + erf(x / sqrt 2)) / 2, spelled out."""
+    after = {"Softplus": "Tanh", "Erf": "Add"}.get(node.op_type, "")
+    return bool(after) and all(is_op(reader, after) for reader in node.outputs[0].consumers())
 
 
 def _attention(flow: Flow, softmax: int, last_of: dict[int, int], makers: dict[str, int]) -> dict[int, int]:
@@ -86,16 +115,32 @@ def _attention(flow: Flow, softmax: int, last_of: dict[int, int], makers: dict[s
     inner = {o.name or "" for step in steps for o in flow.nodes[step].outputs}
     steps |= {after[0]}
     closed = all(steps.issuperset(flow.readers[name]) for name in inner) and not flow.outputs & inner
-    return dict.fromkeys(steps, after[0]) if closed else {}
+    end = after[0]
+    result = flow.nodes[end].outputs[0].name or ""
+    if (
+        len(flow.readers[result]) == 1
+        and result not in flow.outputs
+        and _brings_heads_back(flow, flow.readers[result][0])
+    ):
+        end = flow.readers[result][0]
+    return dict.fromkeys(steps | {end}, end) if closed else {}
+
+
+def _brings_heads_back(flow: Flow, step: int) -> bool:
+    """Whether a step is the Transpose of [batch, heads, length, width] after attention, which writes it so at once."""
+    node = flow.nodes[step]
+    return is_op(node, "Transpose") and list(node.attributes.get_ints("perm", ())) == [0, 2, 1, 3]
 
 
 def _swapped(flow: Flow, makers: dict[str, int], name: str) -> bool:
-    """Whether a value is a Transpose that leaves the rows whole: a product reads such rows where they are."""
+    """Whether a value is a Transpose that leaves the rows whole, or turns matrices around: a product reads such rows
+    where they are.
+    """
     node = flow.nodes[makers[name]] if name in makers else None
     if node is None or not is_op(node, "Transpose") or len(flow.readers[name]) != 1:
         return False
     order = list(node.attributes.get_ints("perm", ()))
-    return len(order) > 1 and order[-1] == len(order) - 1
+    return len(order) > 1 and len(order) - 1 in order[-2:]
 
 
 def _product(flow: Flow, step: int) -> bool:
@@ -106,7 +151,7 @@ def _elementwise(flow: Flow, step: int) -> bool:
     node = flow.nodes[step]
     if step in {add for add, _ in flow.sums.values()} or len([o for o in node.outputs if o.name]) != 1:
         return False
-    return is_op(node, *ELEMENTWISE_OPS, QUANTIZE) or _softmax_of_rows(node)
+    return is_op(node, *(ELEMENTWISE_OPS - _ALONE_OPS), QUANTIZE, "LayerNormalization") or _softmax_of_rows(node)
 
 
 def _softmax_of_rows(node: ir.Node) -> bool:

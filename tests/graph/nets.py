@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime as ort
+import pytest
 from hypothesis import strategies as st
 
-from edgekit.graph import Graph, load
+from benchmarks.arena import arena_bytes
+from edgekit.compress.observers import Range
+from edgekit.compress.qdq import apply_precisions, quantization_points
+from edgekit.errors import MissingToolError
+from edgekit.graph import Graph, load, peak_activation_bytes, to_bytes
+from edgekit.types import Precision
 from tests.zoo import Net
 
 BLOCKS = (
@@ -104,3 +112,14 @@ def random_feed(graph: Graph, seed: int) -> dict[str, Any]:
         else:
             feed[tensor.name] = rng.integers(0, 2, tensor.shape).astype(tensor.dtype)
     return feed
+
+
+def arena_misfit_bytes(graph: Graph, precisions: Mapping[str, Precision]) -> tuple[int, int]:
+    """How far the memory predicted for activations is from what OpenVINO allocates for them, and that."""
+    ranges = {point: Range(-4.0, 4.0) for point in quantization_points(graph)}
+    try:
+        arena = arena_bytes(to_bytes(apply_precisions(graph, precisions, ranges)))
+    except MissingToolError as error:
+        pytest.skip(str(error))
+    outside = 4 * sum(math.prod(tensor.shape) for tensor in (*graph.inputs, *graph.outputs))
+    return peak_activation_bytes(graph, precisions) - outside - arena, arena

@@ -12,7 +12,7 @@ from benchmarks.arena import arena_bytes
 from edgekit.errors import MissingToolError
 from edgekit.graph import Graph, peak_activation_bytes, planning_steps, to_bytes
 from edgekit.graph.buffers import VIEW_OPS, Buffer, allocate
-from edgekit.graph.flow import flow_of
+from edgekit.graph.flow import flow_of, is_op
 from edgekit.graph.layers import elements_of
 from edgekit.graph.passes import ELEMENTWISE_OPS
 from edgekit.types import Precision
@@ -215,7 +215,9 @@ def test_between_what_one_step_needs_and_sharing_nothing(model: onnx.ModelProto,
     inputs = {tensor.name for tensor in graph.inputs}
     outside = sum(elements_of(flow.values[name]) for name in {*inputs, *flow.outputs})
     sharing_nothing = sum(elements_of(value) for value in flow.values.values()) + outside  # and a copy of those
-    assert 4 * outside <= peak <= 4 * sharing_nothing
+    # A pooling of an input works on 4 channels filled up to 16.
+    pools = any(is_op(node, "MaxPool", "AveragePool") and inputs & set(flow.reads[s]) for s, node in enumerate(nodes))
+    assert 4 * outside <= peak <= 4 * sharing_nothing * (4 if pools else 1)
 
 
 @given(model=random_nets())
@@ -258,7 +260,7 @@ def test_executing_in_these_buffers_never_reads_overwritten_memory(model: onnx.M
                 assert read in content[id(buffer)], f"{read} was overwritten before step {step}"
             buffer = home[output]
             assert buffer.first <= step <= buffer.last
-            if node.op_type in VIEW_OPS:
+            if node.op_type in VIEW_OPS and id(buffer) in content:  # else it is laid out again, in a buffer of its own
                 content[id(buffer)].add(output)
             else:
                 content[id(buffer)] = {output}
