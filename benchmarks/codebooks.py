@@ -33,15 +33,15 @@ from edgekit.compress.parameters import intercept_of, weight_array
 from edgekit.compress.products import matrix_of, product_of
 from edgekit.compress.ranges import run_float
 from edgekit.errors import EdgekitError
+from edgekit.files.replacing import require_writable, write_text
 from edgekit.graph import Graph
 from edgekit.job import Job
-from edgekit.masker import CODEBOOKS, PATTERNS, layer_bytes
 from edgekit.progress import OnConsole
 from edgekit.recipes.samples import spread
-from edgekit.replacing import require_writable, write_text
 from edgekit.sensitivity import relative_noise_power
-from edgekit.stages import Workbench
 from edgekit.types import Mask, Precision
+from edgekit.workbench.stages import Workbench
+from edgekit.workbench.weights import CODEBOOKS, PATTERNS, layer_bytes
 from examples.packages import PackageError
 
 MAX_DROP = 0.01

@@ -25,9 +25,9 @@ from edgekit.backends import Artifact
 from edgekit.errors import EdgekitError
 from edgekit.planning import make_plan
 from edgekit.progress import OnConsole
-from edgekit.scoring import Scorer
-from edgekit.stages import Workbench
 from edgekit.types import Figure, Kind, Precision
+from edgekit.workbench.scoring import Scorer
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 from tests.virtual_board import system
 from tests.virtual_board.cpus import CORES

@@ -27,8 +27,8 @@ from edgekit.cost.profile import predict_from_profile
 from edgekit.errors import EdgekitError
 from edgekit.job import Job
 from edgekit.progress import OnConsole
-from edgekit.stages import Workbench
 from edgekit.types import Figure, Precision
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 
 RACE_S = 6.0

@@ -25,14 +25,14 @@ from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.planner import bits_only, channels_only
 from benchmarks.zoo import prepare
 from edgekit.errors import EdgekitError, InfeasibleError
-from edgekit.formulate import formulate
 from edgekit.job import Job
 from edgekit.planner import Limits, Problem, Solution, evaluate, greedy, solve
 from edgekit.planning import make_plan
 from edgekit.progress import OnConsole
-from edgekit.scoring import Scorer
-from edgekit.stages import Workbench
+from edgekit.tables.formulate import formulate
 from edgekit.types import Plan, Precision
+from edgekit.workbench.scoring import Scorer
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 
 RACE_S = 20.0

@@ -33,10 +33,10 @@ from edgekit.errors import EdgekitError
 from edgekit.graph import Graph
 from edgekit.job import Job
 from edgekit.progress import OnConsole
-from edgekit.pruning import PruningTables, fit_tables, keep_counts
 from edgekit.results import DeviceInfo
-from edgekit.stages import Workbench
+from edgekit.tables.channels import PruningTables, fit_tables, keep_counts
 from edgekit.types import Figure, Precision
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 
 PATTERNS = ("random", "prefix", "blocks")

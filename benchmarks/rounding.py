@@ -39,8 +39,8 @@ from edgekit.progress import OnConsole
 from edgekit.recipes.intervals import drop, result
 from edgekit.recipes.samples import spread
 from edgekit.sensitivity import relative_noise_power
-from edgekit.stages import Workbench
 from edgekit.types import Figure, MetricResult, Precision
+from edgekit.workbench.stages import Workbench
 
 MAX_DROP = 0.01
 

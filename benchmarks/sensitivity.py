@@ -53,10 +53,10 @@ from edgekit.compress.pieces import part_of
 from edgekit.compress.qdq import apply_precisions
 from edgekit.compress.ranges import observed
 from edgekit.errors import EdgekitError
+from edgekit.files.replacing import require_writable, write_text
 from edgekit.graph import Graph, to_bytes
 from edgekit.progress import OnConsole
 from edgekit.recipes.samples import Dataset, spread
-from edgekit.replacing import require_writable, write_text
 from edgekit.sensitivity import (
     SENSITIVITY_SAMPLES,
     layer_losses,
@@ -64,8 +64,8 @@ from edgekit.sensitivity import (
     sample_losses,
     trial_session,
 )
-from edgekit.stages import Workbench
 from edgekit.types import Precision
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 
 Outputs = Mapping[str, np.ndarray]

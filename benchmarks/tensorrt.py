@@ -29,9 +29,9 @@ from edgekit.cost.table import total_ms
 from edgekit.errors import EdgekitError
 from edgekit.planning import make_plan
 from edgekit.progress import OnConsole
-from edgekit.scoring import Scorer
-from edgekit.stages import Workbench
 from edgekit.types import Figure, Kind, MetricResult, Precision
+from edgekit.workbench.scoring import Scorer
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 
 BOARDS = ("jetson-nano", "jetson-xavier-nx", "jetson-orin-nano")

@@ -38,9 +38,9 @@ from edgekit.planning import make_plan
 from edgekit.progress import OnConsole
 from edgekit.recipes.intervals import result
 from edgekit.recipes.samples import Dataset, spread
-from edgekit.scoring import Scorer
-from edgekit.stages import Workbench
 from edgekit.types import Figure, Kind, MetricResult, Plan, Precision
+from edgekit.workbench.scoring import Scorer
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 from tests.virtual_board import sysroot
 from tests.virtual_board.packages import Unavailable

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from edgekit.inspection import Inspection
     from edgekit.outcome import PlanResult
     from edgekit.prediction import PredictedCost
-    from edgekit.profile_differences import ProfileDifference
-    from edgekit.profiling import MeasuredProfile
+    from edgekit.profiles.differences import ProfileDifference
+    from edgekit.profiles.measuring import MeasuredProfile
     from edgekit.progress import Progress
     from edgekit.results import DeployResult
 
@@ -117,8 +117,9 @@ def deploy(
     Raises the subclasses of `EdgekitError` that the exit codes of the command stand for; ``out`` is then as it was.
     """
     bundles.require_replaceable(Path(out))
-    from edgekit import deployment, re_anchoring
+    from edgekit import deployment
     from edgekit.job import prepare
+    from edgekit.profiles import re_anchoring
 
     job = prepare(
         model,
@@ -155,8 +156,9 @@ def profile(
     """Measure the device profile of a target's board in some minutes, and write it to ``out``; by default among the
     user's own profiles, where every later command finds it in place of the shipped one.
     """
-    from edgekit import own_profile, profiling
     from edgekit.job import open_device
+    from edgekit.profiles import measuring as profiling
+    from edgekit.profiles import own as own_profile
 
     chosen = catalog.target(target, overlays)
     known = catalog.device_profile(chosen.device_profile, overlays)
@@ -168,7 +170,7 @@ def profile(
 
 def diff_profiles(a: str | Path, b: str | Path, overlays: Sequence[str | Path] = ()) -> ProfileDifference:
     """What two files with device profiles say differently. Raises `InputError` where one is none."""
-    from edgekit import profile_differences
+    from edgekit.profiles import differences as profile_differences
 
     return profile_differences.between_files(Path(a), Path(b), overlays)
 
@@ -177,7 +179,7 @@ def profile_changes(target: str, overlays: Sequence[str | Path] = ()) -> Profile
     """What the user's own device profile of a target says otherwise than the shipped one. Raises `InputError` where
     there is no own one.
     """
-    from edgekit import profile_differences
+    from edgekit.profiles import differences as profile_differences
 
     return profile_differences.since_shipped(target, overlays)
 
@@ -204,8 +206,8 @@ def plan(
     from edgekit.job import prepare
     from edgekit.outcome import plan_result
     from edgekit.planning import make_plan
-    from edgekit.scoring import Scorer
-    from edgekit.stages import Workbench
+    from edgekit.workbench.scoring import Scorer
+    from edgekit.workbench.stages import Workbench
 
     job = prepare(
         model,
@@ -254,7 +256,7 @@ def predict(
     """Latency, weight bytes and peak activations of a uniform precision or of a plan file. Needs no samples."""
     from edgekit import prediction
     from edgekit.job import prepare
-    from edgekit.stages import Workbench
+    from edgekit.workbench.stages import Workbench
 
     wanted = Precision(precision) if plan is None else prediction.read_plan(Path(plan))
     job = prepare(
@@ -303,7 +305,7 @@ def bench(
     bundles.verify(path)
     document = _run_bundle(path, seconds, overlays, host, lab, progress)
     latency, threads = Latency(**document["results"][0]["latency_ms"]), document["threads"]
-    from edgekit import re_anchoring
+    from edgekit.profiles import re_anchoring
     from edgekit.progress import Silent
 
     result = bundles.read(path)

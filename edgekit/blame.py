@@ -9,10 +9,10 @@ from edgekit.guards import Contestant
 from edgekit.planning import Planned
 from edgekit.recipes.samples import spread
 from edgekit.results import Blame
-from edgekit.scoring import Scorer
 from edgekit.sensitivity import SENSITIVITY_SAMPLES, layer_losses
-from edgekit.stages import Workbench
 from edgekit.types import Precision
+from edgekit.workbench.scoring import Scorer
+from edgekit.workbench.stages import Workbench
 
 MOST_LAYERS = 3
 _OBSERVERS = ("min-max", "percentile", "mse")

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekit import results
 from edgekit.errors import InputError, VerifyError
-from edgekit.replacing import replacing, require_folder
+from edgekit.files.replacing import replacing, require_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

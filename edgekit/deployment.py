@@ -17,19 +17,19 @@ from edgekit.cost.interval import ratio_reach
 from edgekit.cost.measured import FLOAT_PRECISIONS
 from edgekit.cost.table import CostTable, total_ms
 from edgekit.devices.race import Raced
-from edgekit.forecast import forecast_latency
-from edgekit.formulate import memory_bytes
 from edgekit.graph import Graph
 from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import Job
 from edgekit.outcome import assemble
 from edgekit.planning import Planned, make_plan, plan_again
+from edgekit.profiles.forecast import forecast_latency
 from edgekit.recipes.samples import preprocess_contract
 from edgekit.reporting import html
 from edgekit.results import DeployResult, Round, VectorsCheck
-from edgekit.scoring import Score, Scorer
-from edgekit.stages import Workbench
+from edgekit.tables.formulate import memory_bytes
 from edgekit.types import Conformance, Kind, Mask, Precision
+from edgekit.workbench.scoring import Score, Scorer
+from edgekit.workbench.stages import Workbench
 
 RACE_S = 8.0
 # How many plans are raced before the best so far is taken.

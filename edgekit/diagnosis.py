@@ -20,8 +20,8 @@ from edgekit.errors import InputError
 from edgekit.recipes.samples import Subset, spread
 from edgekit.recipes.soundness import FEW_SAMPLES, Finding, examine
 from edgekit.sensitivity import SENSITIVITY_SAMPLES, losses_of
-from edgekit.stages import Workbench
 from edgekit.types import Precision
+from edgekit.workbench.stages import Workbench
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -149,7 +149,7 @@ class _Trials:
         self._cures: dict[str, Cures] = {}
 
     def cure(self, worst: Sequence[str]) -> None:
-        """Make ready what a plan may do to each of these layers (`edgekit.remedies`), one kind at a time."""
+        """Make ready what a plan may do to each of these layers (`edgekit.workbench.trials`), one kind at a time."""
         remedies, names = self.bench.curer.remedies, tuple(worst)
         biases = NO_CURES
         for name in names:  # alone in int8, as it is judged

@@ -15,10 +15,10 @@ from edgekit.cost.table import layer_times_ms
 from edgekit.devices.race import Raced
 from edgekit.errors import GuardError, InfeasibleError
 from edgekit.planning import Planned
-from edgekit.scoring import Score
 from edgekit.search import within
-from edgekit.stages import Workbench
 from edgekit.types import Budget, Conformance, Figure, Kind, Mask, Mismatch, Precision
+from edgekit.workbench.scoring import Score
+from edgekit.workbench.stages import Workbench
 
 # What the first of the candidates is called, and one that is level with it: nothing that was not raced is fast.
 _WORDS = {

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from edgekit.backends import backend
 from edgekit.catalog import Target
-from edgekit.formulate import weight_bytes
 from edgekit.graph import Graph, Tensor
 from edgekit.graph.channels import find_channels
 from edgekit.graph.liveness import peak_activation_bytes
 from edgekit.results import FixedDetail
+from edgekit.tables.formulate import weight_bytes
 from edgekit.types import Layer, Precision
 
 

@@ -12,16 +12,14 @@ from pathlib import Path
 from edgekit import conditions as race_conditions
 from edgekit.cost.table import at_pace, mac_baseline_ms, pace, predict_ms
 from edgekit.devices.race import Raced
-from edgekit.formulate import weight_bytes
 from edgekit.graph import Graph
 from edgekit.graph.liveness import peak_activation_bytes
 from edgekit.guards import Contestant
 from edgekit.job import Job
-from edgekit.offers import saved_ms
 from edgekit.planner import Solution, evaluate
 from edgekit.planning import Planned
 from edgekit.pricing import price_budgets
-from edgekit.re_anchoring import demand_of
+from edgekit.profiles.re_anchoring import demand_of
 from edgekit.results import (
     Blame,
     DataInfo,
@@ -39,9 +37,11 @@ from edgekit.results import (
     RecipeInfo,
     Round,
 )
-from edgekit.stages import Workbench
+from edgekit.tables.formulate import weight_bytes
 from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, Mask, MetricResult, Plan, Precision, Predicted
 from edgekit.versions import versions
+from edgekit.workbench.offers import saved_ms
+from edgekit.workbench.stages import Workbench
 
 
 @dataclass(frozen=True)

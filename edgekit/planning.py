@@ -12,12 +12,12 @@ from edgekit.backends import Artifact
 from edgekit.cost.measured import MeasuredCosts
 from edgekit.cost.table import CostTable, anchored, layer_times_ms
 from edgekit.errors import InfeasibleError, InputError
-from edgekit.formulate import Losses, Planning, formulate, limits_of
-from edgekit.masking import MaskTables
-from edgekit.offers import offer_masks, offer_pruning
 from edgekit.planner import Limits, Solution, pareto, solve
-from edgekit.pruning import PruningTables
-from edgekit.refinement import (
+from edgekit.results import DroppedOption, Round
+from edgekit.search import Tried, fastest_keeping, within
+from edgekit.tables.channels import PruningTables
+from edgekit.tables.formulate import Losses, Planning, formulate, limits_of
+from edgekit.tables.refinement import (
     MOST_PLANS,
     QUIET,
     REFINEMENTS,
@@ -28,11 +28,11 @@ from edgekit.refinement import (
     same_noise,
     seen_factor,
 )
-from edgekit.results import DroppedOption, Round
-from edgekit.scoring import Score, Scorer
-from edgekit.search import Tried, fastest_keeping, within
-from edgekit.stages import Workbench
+from edgekit.tables.weights import MaskTables
 from edgekit.types import Budget, Plan, Precision
+from edgekit.workbench.offers import offer_masks, offer_pruning
+from edgekit.workbench.scoring import Score, Scorer
+from edgekit.workbench.stages import Workbench
 
 _RACE_S = 4.0
 # What pruning promises to gain less than this is not realised: races differ by as much.

@@ -15,15 +15,15 @@ from edgekit.cost.profile import predict_from_profile
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable, predict_ms
 from edgekit.errors import InputError
-from edgekit.formulate import weight_bytes
 from edgekit.graph import Graph
 from edgekit.graph.channels import Channels
 from edgekit.graph.liveness import peak_activation_bytes
-from edgekit.masker import masked_bytes
-from edgekit.masking import MaskTables
-from edgekit.pruning import PruningTables, fit_tables
-from edgekit.stages import Workbench
+from edgekit.tables.channels import PruningTables, fit_tables
+from edgekit.tables.formulate import weight_bytes
+from edgekit.tables.weights import MaskTables
 from edgekit.types import Figure, Mask, Precision
+from edgekit.workbench.stages import Workbench
+from edgekit.workbench.weights import masked_bytes
 
 
 @dataclass(frozen=True)

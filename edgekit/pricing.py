@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from edgekit.formulate import BUDGETS, Planning, limits_of
 from edgekit.planner import Solution, prices
 from edgekit.planner.problem import Quantity
 from edgekit.results import Price
+from edgekit.tables.formulate import BUDGETS, Planning, limits_of
 from edgekit.types import Budget
 
 DECIBEL = 10**0.1 - 1

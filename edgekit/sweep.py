@@ -12,8 +12,8 @@ from pathlib import Path
 from edgekit.catalog import OVERLAY_VARIABLE
 from edgekit.devices.lab import LAB_VARIABLE, open_lab
 from edgekit.errors import InputError
+from edgekit.files.replacing import write_text
 from edgekit.progress import Progress, Silent
-from edgekit.replacing import write_text
 from edgekit.reporting import sweeps as report
 from edgekit.sweeping.cells import CELLS, Cell, cells, finished
 from edgekit.sweeping.declaration import read_declaration

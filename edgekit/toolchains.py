@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgekit import cache, catalog
+from edgekit import catalog
 from edgekit.errors import InputError, MissingToolError
+from edgekit.files import cache
 from edgekit.progress import Progress, Silent
 
 _NEW = ".new-"  # what is not complete; a killed process leaves it behind

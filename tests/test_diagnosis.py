@@ -14,7 +14,7 @@ from edgekit.diagnosis import Diagnosis, _Trials
 from edgekit.errors import InputError
 from edgekit.job import prepare
 from edgekit.results import unstructure
-from edgekit.stages import Workbench
+from edgekit.workbench.stages import Workbench
 from tests import zoo
 from tests.command import Desk, samples
 

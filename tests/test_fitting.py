@@ -11,12 +11,12 @@ import pytest
 
 from edgekit.backends import Artifact
 from edgekit.errors import InfeasibleError
-from edgekit.formulate import limits_of
 from edgekit.planner import solve
 from edgekit.planning import _fitting, _tighter
+from edgekit.tables.formulate import limits_of
 from edgekit.types import Budget, Plan, Precision
 from tests.quantized import case
-from tests.test_formulate import planted
+from tests.tables.test_formulate import planted
 
 PLANNING = planted(case("conv_net").graph)
 FLOAT_BYTES = sum(4 * (layer.weight_elements + layer.bias_elements) for layer in PLANNING.graph.layers)

@@ -11,14 +11,14 @@ from edgekit.backends import Artifact
 from edgekit.cost.table import CostTable
 from edgekit.devices.race import Raced
 from edgekit.errors import GuardError, InfeasibleError
-from edgekit.formulate import formulate
 from edgekit.guards import Contestant, choose, conformance, loses, losing_layers, require_conformance
 from edgekit.job import prepare
 from edgekit.planner import Limits, solve
 from edgekit.planning import Planned
-from edgekit.scoring import Score, Scorer
-from edgekit.stages import Workbench
+from edgekit.tables.formulate import formulate
 from edgekit.types import Budget, Conformance, Figure, Kind, Latency, MetricResult, Mismatch, Precision
+from edgekit.workbench.scoring import Score, Scorer
+from edgekit.workbench.stages import Workbench
 from tests import zoo
 
 FP32, INT8 = Precision.FP32, Precision.INT8

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from edgekit import catalog
-from edgekit.forecast import forecast_costs, forecast_floats
 from edgekit.graph import Graph, load
+from edgekit.profiles.forecast import forecast_costs, forecast_floats
 from edgekit.types import Precision
 from tests import zoo
 from tests.command import Desk

@@ -32,13 +32,14 @@ from benchmarks.peers.rows import FLOAT, Missing, Row, Verdict, geometric_mean, 
 from benchmarks.peers.table import lines, table
 from benchmarks.peers.tools import EDGEKIT, MAX_DROP, TOOLS, UNASKED, Setting
 from benchmarks.zoo import prepare
-from edgekit import catalog, replacing
+from edgekit import catalog
 from edgekit.conditions import Conditions
 from edgekit.errors import EdgekitError, InputError
+from edgekit.files import replacing
 from edgekit.progress import OnConsole
 from edgekit.results import DeviceInfo, unstructure
-from edgekit.stages import Workbench
 from edgekit.types import Figure
+from edgekit.workbench.stages import Workbench
 from examples.packages import PackageError
 
 SCHEMA = "edgekit/peers/1"

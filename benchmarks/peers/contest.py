@@ -14,9 +14,9 @@ from edgekit.backends import Artifact
 from edgekit.conditions import Conditions
 from edgekit.devices.race import Raced
 from edgekit.errors import EdgekitError
-from edgekit.scoring import Score, Scorer
-from edgekit.stages import Workbench
 from edgekit.types import Figure, Kind, Precision
+from edgekit.workbench.scoring import Score, Scorer
+from edgekit.workbench.stages import Workbench
 
 
 @dataclass(frozen=True)

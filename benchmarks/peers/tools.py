@@ -18,8 +18,8 @@ from benchmarks.zoo import ZooEntry
 from edgekit import bundle, toolchains
 from edgekit.backends import Artifact
 from edgekit.cost.measured import FLOAT_PRECISIONS
-from edgekit.stages import Workbench
 from edgekit.types import Precision
+from edgekit.workbench.stages import Workbench
 
 MAX_DROP = 0.01
 EDGEKIT = "edgekit"

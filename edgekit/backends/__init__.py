@@ -86,7 +86,7 @@ class Backend(Protocol):
         ...
 
     def compress(self, folder: Path) -> None:
-        """Write the weights of what `convert` wrote into ``folder`` once more, compressed by `edgekit.deflate`."""
+        """Write the weights of what `convert` wrote into ``folder`` once more, compressed by `files.deflate`."""
         ...
 
     def artifact(self, folder: Path, base: Precision) -> Artifact:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekit.backends import Artifact, ExecutedNode, Session
-from edgekit.deflate import deflate
 from edgekit.errors import InputError
+from edgekit.files.deflate import deflate
 from edgekit.types import Precision
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from edgekit.compress.parameters import intercept_of, own_weight, set_array, shift, weight_array
 from edgekit.compress.products import Product, matrix_of, product_of, weight_of
-from edgekit.deflate import deflate
+from edgekit.files.deflate import deflate
 from edgekit.graph.layers import find_edges, find_layers
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def put_masked(graph: Graph, masked: Mapping[str, Masked]) -> Graph:
 
 
 def compressed_bytes(weights: Iterable[np.ndarray]) -> int:
-    """What the arrays take in a compressed image (see `edgekit.deflate`), together."""
+    """What the arrays take in a compressed image (see `edgekit.files.deflate`), together."""
     content = b"".join(np.ascontiguousarray(array).tobytes() for array in weights)
     return len(deflate(content)) if content else 0
 

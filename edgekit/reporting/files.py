@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import replacing
 from edgekit.errors import InputError
+from edgekit.files import replacing
 
 if TYPE_CHECKING:
     from edgekit.outcome import PlanResult

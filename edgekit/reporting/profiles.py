@@ -11,8 +11,8 @@ from edgekit.types import Precision
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from edgekit.profile_differences import CostDifference, CostSide, ProfileDifference
-    from edgekit.profiling import MeasuredProfile, NetworkLatency
+    from edgekit.profiles.differences import CostDifference, CostSide, ProfileDifference
+    from edgekit.profiles.measuring import MeasuredProfile, NetworkLatency
 
 
 def print_profile(found: MeasuredProfile, console: Console) -> None:

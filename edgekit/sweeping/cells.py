@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from edgekit import __version__, catalog
-from edgekit.cache import key
 from edgekit.devices.lab import Board, find_boards
 from edgekit.errors import GuardError, InfeasibleError, InputError
-from edgekit.replacing import write_text
+from edgekit.files.cache import key
+from edgekit.files.replacing import write_text
 from edgekit.sweeping.declaration import Declaration, Model, folder_name
 from edgekit.sweeping.table import Row
 from edgekit.types import Budget

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgekit import __version__, results
 from edgekit.errors import DeviceError, GuardError, InfeasibleError, InputError, MissingToolError, VerifyError
-from edgekit.replacing import write_bytes, write_text
+from edgekit.files.replacing import write_bytes, write_text
 
 SCHEMA = "edgekit/sweep/1"
 CRASHED = 1

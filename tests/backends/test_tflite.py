@@ -20,8 +20,8 @@ from edgekit.devices.race import Device
 from edgekit.errors import DeviceError, InputError
 from edgekit.graph import to_bytes
 from edgekit.job import prepare
-from edgekit.stages import Workbench
 from edgekit.types import Precision
+from edgekit.workbench.stages import Workbench
 from tests.backends.tflite_cases import (
     FP16,
     FP32,

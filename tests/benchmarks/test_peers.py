@@ -31,8 +31,8 @@ from benchmarks.peers.tools import EDGEKIT, NotHereError, Setting, Tool, make
 from benchmarks.zoo import ZooEntry
 from edgekit.errors import InputError
 from edgekit.job import prepare
-from edgekit.stages import Workbench
 from edgekit.types import Figure, Kind
+from edgekit.workbench.stages import Workbench
 from tests import zoo
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from rich.console import Console
 from edgekit.cost.anchoring import re_anchor
 from edgekit.cost.work import FEATURES
 from edgekit.entries import Anchor, Costs, DeviceProfile, Memory, Processor
-from edgekit.profile_differences import ProfileDifference, compare
+from edgekit.profiles.differences import ProfileDifference, compare
 from edgekit.reporting.profiles import print_profile_difference
 from edgekit.types import Precision
 

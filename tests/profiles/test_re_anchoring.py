@@ -15,8 +15,8 @@ from edgekit.cost import micro
 from edgekit.cost.profile import predict_from_profile
 from edgekit.entries import Anchor
 from edgekit.job import Job, prepare
+from edgekit.profiles.re_anchoring import anchors_of, demand_of, learn, learn_from_bench
 from edgekit.progress import Silent
-from edgekit.re_anchoring import anchors_of, demand_of, learn, learn_from_bench
 from edgekit.results import Demand, ModelInfo
 from edgekit.types import Candidate, Kind, Latency, MetricResult, Precision
 

@@ -12,7 +12,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from edgekit import cache, deflate, forecast, toolchains
+from edgekit import toolchains
 from edgekit.backends import Artifact
 from edgekit.compress.cures import NO_CURES, Cures, shifted
 from edgekit.compress.half import label_types
@@ -24,19 +24,21 @@ from edgekit.cost.measured import FLOAT_PRECISIONS, MeasuredCosts, measure_costs
 from edgekit.cost.pruned import profile_shapes
 from edgekit.cost.shapes import ShapeProfile
 from edgekit.cost.table import CostTable
-from edgekit.curer import Curer
 from edgekit.devices.race import Raced
 from edgekit.errors import InputError
+from edgekit.files import cache, deflate
 from edgekit.graph import Graph, to_bytes
-from edgekit.half_safety import HalfSafety, half_safety
 from edgekit.job import Job
-from edgekit.masker import Masker
-from edgekit.pruner import Pruner
+from edgekit.profiles import forecast
 from edgekit.recipes.samples import spread
-from edgekit.remedies import Remedies
 from edgekit.results import DeviceInfo, DroppedOption
 from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, layer_losses
 from edgekit.types import Mask, Plan, Precision
+from edgekit.workbench.channels import Pruner
+from edgekit.workbench.cures import Curer
+from edgekit.workbench.half_safety import HalfSafety, half_safety
+from edgekit.workbench.trials import Remedies
+from edgekit.workbench.weights import Masker
 
 # Raised when the meaning of a cached entry changes.
 _VERSION = 6

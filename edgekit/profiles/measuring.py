@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from edgekit import cache, toolchains
+from edgekit import toolchains
 from edgekit.backends import Artifact, ExecutedNode
 from edgekit.compress.observers import Range
 from edgekit.compress.qdq import apply_precisions, quantization_points
@@ -25,6 +25,7 @@ from edgekit.cost.table import crossing_elements, fit_boundary
 from edgekit.cost.work import work_of
 from edgekit.entries import DeviceProfile
 from edgekit.errors import DeviceError, InputError
+from edgekit.files import cache
 from edgekit.graph import Graph, load, to_bytes
 from edgekit.progress import Progress, Silent
 from edgekit.results import DeviceInfo, DroppedOption

@@ -10,12 +10,12 @@ from dataclasses import replace
 
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable
-from edgekit.masker import able_to, can_pay
-from edgekit.masking import MaskTables, Option
-from edgekit.pruning import PruningTables, fit_tables, keep_counts
 from edgekit.results import DroppedOption
-from edgekit.stages import Workbench
+from edgekit.tables.channels import PruningTables, fit_tables, keep_counts
+from edgekit.tables.weights import MaskTables, Option
 from edgekit.types import Mask, Precision
+from edgekit.workbench.stages import Workbench
+from edgekit.workbench.weights import able_to, can_pay
 
 # Alone it leaves less than 13 dB between signal and noise: no plan that keeps a metric has room for it.
 HOPELESS_LOSS = 0.05

@@ -13,7 +13,7 @@ from typing import Any
 from edgekit import catalog
 from edgekit.entries import DeviceProfile
 from edgekit.errors import InputError
-from edgekit.replacing import require_writable
+from edgekit.files.replacing import require_writable
 
 _HEADER = "# Written by edgekit. Delete this file to go back to the profile that edgekit ships.\n"
 _NO_PLACE = f"set {catalog.OWN_VARIABLE} to a folder that can be written"

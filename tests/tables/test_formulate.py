@@ -11,12 +11,12 @@ from edgekit.backends import openvino
 from edgekit.compress.prune import prune
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable, predict_ms
-from edgekit.formulate import Planning, formulate, limits_of, loaded_weight_bits, memory_bytes, weight_bytes
 from edgekit.graph import Graph, live_activation_bytes, peak_activation_bytes
 from edgekit.graph.channels import find_channels
 from edgekit.graph.sizes import sizes_of
 from edgekit.planner import Limits, Solution, evaluate, solve
-from edgekit.pruning import PruningTables
+from edgekit.tables.channels import PruningTables
+from edgekit.tables.formulate import Planning, formulate, limits_of, loaded_weight_bits, memory_bytes, weight_bytes
 from edgekit.types import Budget, Kind, Precision
 from tests.quantized import CASES, case
 

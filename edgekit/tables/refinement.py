@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 
 from edgekit.cost.shapes import ShapeProfile, fit_shapes
 from edgekit.cost.table import crossing
-from edgekit.formulate import Planning
-from edgekit.pruning import PruningTables
 from edgekit.results import Round
+from edgekit.tables.channels import PruningTables
+from edgekit.tables.formulate import Planning
 from edgekit.types import Plan
 
 REFINEMENTS = 6

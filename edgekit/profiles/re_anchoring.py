@@ -9,7 +9,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekit import own_profile
 from edgekit.cost.anchoring import re_anchor
 from edgekit.cost.profile import predict_work
 from edgekit.cost.table import crossing_elements
@@ -17,6 +16,7 @@ from edgekit.cost.work import Shape, Work, work_of
 from edgekit.entries import Anchor, DeviceProfile
 from edgekit.errors import InputError
 from edgekit.graph import Graph
+from edgekit.profiles import own as own_profile
 from edgekit.results import Demand, DeployResult, KernelCount
 from edgekit.types import Candidate, Kind, Latency, Precision
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgekit import cache
 from edgekit.backends import Artifact
 from edgekit.compress.ranges import run_float
+from edgekit.files import cache
 from edgekit.recipes.fidelity import agreement, fidelity_row, sqnr_db
 from edgekit.recipes.intervals import drop, result
-from edgekit.stages import Workbench
 from edgekit.types import Figure, MetricResult
+from edgekit.workbench.stages import Workbench
 
 # Reference outputs up to this size are kept, so that the float model does not run again for every candidate.
 _KEEP_BYTES = 512 * 2**20

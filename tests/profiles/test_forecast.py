@@ -10,8 +10,8 @@ import pytest
 
 from edgekit import catalog
 from edgekit.cost.table import total_ms
-from edgekit.forecast import device_info, forecast_costs, forecast_floats
 from edgekit.graph import Graph, load
+from edgekit.profiles.forecast import device_info, forecast_costs, forecast_floats
 from edgekit.types import Precision
 from tests import zoo
 from tests.command import Desk

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 
-from edgekit import catalog, own_profile, results
+from edgekit import catalog, results
 from edgekit.cost import micro
 from edgekit.cost.board import Fit
 from edgekit.cost.profile import predict_from_profile
@@ -19,7 +19,8 @@ from edgekit.entries import Anchor
 from edgekit.errors import DeviceError, InputError
 from edgekit.graph import load
 from edgekit.job import open_device
-from edgekit.profiling import _complete, measure_profile
+from edgekit.profiles import own as own_profile
+from edgekit.profiles.measuring import _complete, measure_profile
 from edgekit.types import Kind, Precision
 from tests.command import Desk
 from tests.devices.sshd import running_board

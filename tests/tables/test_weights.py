@@ -20,27 +20,27 @@ from hypothesis import strategies as st
 from edgekit import bundle, catalog, differences, results
 from edgekit.backends import backend
 from edgekit.compress.parameters import weight_array
-from edgekit.deflate import deflate
 from edgekit.deployment import _forecast
 from edgekit.entries import DeviceProfile
 from edgekit.errors import InfeasibleError, InputError
-from edgekit.formulate import Planning, formulate, limits_of, weight_bytes
+from edgekit.files.deflate import deflate
 from edgekit.graph import Graph
 from edgekit.guards import Contestant
 from edgekit.job import prepare
-from edgekit.masker import able_to, can_pay, layer_bytes, masked_bytes
-from edgekit.masking import MaskTables
 from edgekit.planner import evaluate, solve
 from edgekit.planning import Planned
 from edgekit.prediction import read_plan
 from edgekit.reporting import channels, html, wording
-from edgekit.stages import Workbench
+from edgekit.tables.formulate import Planning, formulate, limits_of, weight_bytes
+from edgekit.tables.weights import MaskTables
 from edgekit.types import Budget, Mask, Precision
+from edgekit.workbench.stages import Workbench
+from edgekit.workbench.weights import able_to, can_pay, layer_bytes, masked_bytes
 from tests import zoo
 from tests.quantized import case
 from tests.reporting.sample_result import sample_result
+from tests.tables.test_formulate import BITS, planted
 from tests.test_bundle import pack, refused, sign, source  # noqa: F401
-from tests.test_formulate import BITS, planted
 
 INT8, W8 = Precision.INT8, Precision.W8
 SHARES = {Mask.NONE: 0.9, Mask.HALF: 0.57, Mask.THREE_QUARTERS: 0.35}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from edgekit import cache
 from edgekit.compress.half import magnitudes, shrinks, unsafe_in_half
+from edgekit.files import cache
 from edgekit.job import Job
 
 # Raised when the meaning of a cached entry changes.

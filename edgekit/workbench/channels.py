@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edgekit import cache
 from edgekit.compress.grams import collect_grams
 from edgekit.compress.importance import Method, kept_units, ranking
 from edgekit.compress.prune import prune
 from edgekit.compress.reconstruct import reconstruct, reconstruct_alone
+from edgekit.files import cache
 from edgekit.graph import Graph, to_bytes
 from edgekit.graph.channels import Channels, find_channels
 from edgekit.graph.load import reread

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgekit import catalog, own_profile
+from edgekit import catalog
 from edgekit.cost.anchoring import re_anchor
 from edgekit.entries import Anchor, DeviceProfile, Memory, Processor
 from edgekit.errors import InputError
+from edgekit.profiles import own as own_profile
 from edgekit.types import Precision
 from tests.command import Desk
 
@@ -95,7 +96,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, 
 
 _ANCHOR = """
 import sys
-from edgekit import own_profile
+from edgekit.profiles import own as own_profile
 from edgekit.cost.anchoring import re_anchor
 from edgekit.entries import Anchor
 from edgekit.types import Precision

@@ -13,16 +13,16 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from edgekit import cache
 from edgekit.backends import able
 from edgekit.compress.cures import NO_CURES
 from edgekit.compress.grams import Moments
-from edgekit.curer import TRIALS, _from_arrays, _parted, _Search, _to_arrays
+from edgekit.files import cache
 from edgekit.graph import to_bytes
 from edgekit.job import Job, prepare
 from edgekit.sensitivity import losses_of
-from edgekit.stages import Workbench
 from edgekit.types import Budget, Precision
+from edgekit.workbench.cures import TRIALS, _from_arrays, _parted, _Search, _to_arrays
+from edgekit.workbench.stages import Workbench
 from tests import zoo
 
 INT8, W4 = Precision.INT8, Precision.W4
@@ -178,7 +178,7 @@ def test_four_bit_weights_are_learnt_where_that_helps(folder: Path, job: Job, mo
     assert names
     assert learnt.curer.learns
     contents = [learnt.model_bytes(plan, cured=cured) for cured in (False, True)]
-    monkeypatch.setattr("edgekit.curer.has_torch", lambda: False)
+    monkeypatch.setattr("edgekit.workbench.cures.has_torch", lambda: False)
     closed = Workbench(sized)
     assert not closed.curer.learns
     assert closed.curer.cures.rounded.keys() == learnt.curer.cures.rounded.keys()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgekit.graph.channels import ChannelGroup
-from edgekit.pruning import RATIOS, keep_counts
+from edgekit.tables.channels import RATIOS, keep_counts
 
 
 def group(channels: int, width: int = 1) -> ChannelGroup:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekit import cache
 from edgekit.compress.codebooks import Book, can_take_codebook, hold_to_codebook
 from edgekit.compress.grams import collect_grams
 from edgekit.compress.masks import (
@@ -29,11 +28,12 @@ from edgekit.compress.masks import (
 from edgekit.compress.parameters import weight_array
 from edgekit.compress.qdq import apply_precisions
 from edgekit.compress.weights import quantize_weights
+from edgekit.files import cache
 from edgekit.graph import Graph, to_bytes
-from edgekit.pruner import Pruner, one_blas_thread
 from edgekit.recipes.samples import spread
 from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, losses_of
 from edgekit.types import Layer, Mask, Precision
+from edgekit.workbench.channels import Pruner, one_blas_thread
 
 if TYPE_CHECKING:
     import onnx_ir as ir

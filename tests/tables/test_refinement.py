@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from edgekit.backends import openvino
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable
-from edgekit.formulate import Planning, formulate
 from edgekit.graph.channels import find_channels
 from edgekit.graph.sizes import sizes_of
 from edgekit.planner import Limits, Solution, evaluate, solve
-from edgekit.pruning import PruningTables
-from edgekit.refinement import LOUDEST, NoiseBudget, Realised, corrected, round_of, same_noise, seen_factor
+from edgekit.tables.channels import PruningTables
+from edgekit.tables.formulate import Planning, formulate
+from edgekit.tables.refinement import LOUDEST, NoiseBudget, Realised, corrected, round_of, same_noise, seen_factor
 from edgekit.types import Plan, Precision
 from tests.quantized import case
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from edgekit import cache
 from edgekit.compress.bias import correct_biases
 from edgekit.compress.blockwise import learn_codes
 from edgekit.compress.cures import Cures, scaled, shifted, tensors_of
@@ -23,11 +22,12 @@ from edgekit.compress.qdq import apply_precisions
 from edgekit.compress.reconstruct import removed_units
 from edgekit.compress.rounding import Bits, Rounded, round_layer
 from edgekit.errors import InputError
+from edgekit.files import cache
 from edgekit.graph import Graph, to_bytes
 from edgekit.graph.blocks import blocks_of
-from edgekit.pruner import Pruner, one_blas_thread
 from edgekit.recipes.samples import spread
 from edgekit.types import Precision
+from edgekit.workbench.channels import Pruner, one_blas_thread
 
 if TYPE_CHECKING:
     import onnx_ir as ir

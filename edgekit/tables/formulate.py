@@ -14,7 +14,6 @@ from edgekit.cost.table import CostTable
 from edgekit.graph import Graph
 from edgekit.graph.liveness import arena_bytes, lowered_steps, peak_activation_bytes, planning_steps
 from edgekit.graph.sizes import Size, constant
-from edgekit.masking import MaskTables, Option
 from edgekit.planner import (
     ActivationTensor,
     Boundary,
@@ -30,7 +29,8 @@ from edgekit.planner import (
     TensorPart,
 )
 from edgekit.planner.problem import Cells
-from edgekit.pruning import PruningTables
+from edgekit.tables.channels import PruningTables
+from edgekit.tables.weights import MaskTables, Option
 from edgekit.types import Budget, GroupChoice, Layer, LayerChoice, Mask, Plan, Precision, Predicted
 
 Losses = Mapping[str, Mapping[Precision, float]]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from edgekit import replacing
 from edgekit.errors import InputError
+from edgekit.files import replacing
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -155,7 +155,7 @@ class TestFolder:
         program = (
             "import sys, itertools\n"
             "from pathlib import Path\n"
-            "from tests.test_replacing import write\n"
+            "from tests.files.test_replacing import write\n"
             "print('ready', flush=True)\n"
             "for n in itertools.count():\n"
             "    write(Path(sys.argv[1]), str(n))\n"

@@ -12,15 +12,15 @@ from functools import cached_property, partial
 
 import numpy as np
 
-from edgekit import cache
 from edgekit.backends import able
 from edgekit.compress.cures import NO_CURES, Cures
 from edgekit.compress.rounding import Rounded
 from edgekit.compress.torch_extra import has_torch
+from edgekit.files import cache
 from edgekit.recipes.samples import spread
-from edgekit.remedies import Remedies
 from edgekit.sensitivity import METHOD, SENSITIVITY_SAMPLES, sample_losses
 from edgekit.types import Precision
+from edgekit.workbench.trials import Remedies
 
 TRIALS = 24
 """Times that a model is tried at most."""

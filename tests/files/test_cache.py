@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekit import cache
 from edgekit.errors import InputError
+from edgekit.files import cache
 
 
 @pytest.fixture(autouse=True)
@@ -248,7 +248,7 @@ def test_a_folder_in_the_place_of_an_entry(root):
 
 LIMITED = """
 import resource
-from edgekit import cache
+from edgekit.files import cache
 from edgekit.errors import InputError
 cache.write_json("kind", "k", "old")
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
@@ -289,7 +289,7 @@ def test_processes_share_it(root):
 
 
 KILLED = """
-from edgekit import cache
+from edgekit.files import cache
 print("ready", flush=True)
 number = 0
 while True:
@@ -322,6 +322,6 @@ def test_a_killed_writer_leaves_a_whole_entry_and_its_rest_goes_later(root):
 
 
 def test_import_is_light():
-    script = "import json, sys, edgekit.cache; print(json.dumps(list(sys.modules)))"
+    script = "import json, sys, edgekit.files.cache; print(json.dumps(list(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"onnx", "onnxruntime", "openvino", "scipy"} & set(json.loads(done.stdout))

@@ -1,0 +1,1 @@
+"""A job at work: its measured and cached steps, and what they offer to a plan."""
