@@ -201,7 +201,7 @@ class TestFile:
 
         program = (
             "import sys\nfrom pathlib import Path\n"
-            "from edgekit import replacing\nfrom edgekit.errors import InputError\n"
+            "from edgekit.files import replacing\nfrom edgekit.errors import InputError\n"
             "try:\n    replacing.write_text(Path(sys.argv[1]), 'x' * 5000)\n"
             "except InputError as error:\n    print(error)\n"
         )
