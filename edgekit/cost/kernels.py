@@ -52,6 +52,11 @@ class Kernel:
     factor: float
     seen: int = 1
 
+    @property
+    def what(self) -> tuple[str, str, Shape, int]:
+        """Which kernel it is, whatever it took."""
+        return self.kind, self.op, self.shape, self.function
+
     def __str__(self) -> str:
         sizes = " ".join(map(str, self.shape))
         return f"{self.kind} {self.op} {sizes} {self.function} {self.latency_ms:.4g} {self.factor:.4g} {self.seen}"
@@ -127,11 +132,11 @@ def merged(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
     """Each shape once, by the geometric means of what was timed, in a steady order."""
     found: dict[tuple[str, str, Shape, int], list[Kernel]] = {}
     for one in kernels:
-        found.setdefault((one.kind, one.op, one.shape, one.function), []).append(one)
+        found.setdefault(one.what, []).append(one)
     rows = []
-    for (kind, op, shape, function), same in sorted(found.items()):
+    for what, same in sorted(found.items()):
         latency_ms, factor = np.exp(np.log([(one.latency_ms, one.factor) for one in same]).mean(axis=0))
-        rows.append(Kernel(kind, op, shape, function, float(latency_ms), float(factor), len(same)))
+        rows.append(Kernel(*what, float(latency_ms), float(factor), len(same)))
     return tuple(rows)
 
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from edgekit import catalog
 from edgekit.cost.anchoring import corrected, key, typical_deviation, typical_shares
+from edgekit.cost.kernels import parse
 from edgekit.cost.profile import units
 from edgekit.entries import Costs, DeviceProfile
 from edgekit.errors import InputError
@@ -29,19 +31,22 @@ class Fact:
 @dataclass(frozen=True)
 class CostSide:
     """One profile's costs of a runtime in a precision, corrected by ``anchors`` races: a prediction's 90 % interval is
-    its value divided and multiplied by ``reach``, for a network that spends its time as most do.
+    its value divided and multiplied by ``reach``, for a network that spends its time as most do. ``kernels`` were
+    timed on the board itself.
     """
 
     rows: int
     anchors: int
     reach: float
     evidence: str
+    kernels: int = 0
 
 
 @dataclass(frozen=True)
 class CostDifference:
     """Costs that differ. ``factor`` is the latency that B predicts over that of A, for such a network;
     ``most_changed`` the feature whose cost changed most, by ``most_factor``. None where one of them has no such costs.
+    ``kernel_factor`` is the median of the latencies of those kernels that both timed, B's over A's; None without any.
     """
 
     runtime: str
@@ -53,6 +58,7 @@ class CostDifference:
     factor: float | None = None
     most_changed: str = ""
     most_factor: float | None = None
+    kernel_factor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ def _costs(a: DeviceProfile, b: DeviceProfile) -> tuple[CostDifference, ...]:
         if one != other or change[0] != 1:
             known = one or other
             assert known is not None
-            rows.append(CostDifference(known.runtime, known.processor, known.precision, known.threads, *sides, *change))
+            of = (known.runtime, known.processor, known.precision, known.threads)
+            rows.append(CostDifference(*of, *sides, *change, kernel_factor=_kernel_factor(one, other)))
     return tuple(rows)
 
 
@@ -133,7 +140,15 @@ def _side(profile: DeviceProfile, cost: Costs | None) -> CostSide | None:
     if cost is None:
         return None
     anchors = sum(key(row) == key(cost) for row in profile.anchors)
-    return CostSide(cost.rows, anchors, math.exp(cost.interval * typical_deviation(cost)), cost.evidence)
+    return CostSide(
+        cost.rows, anchors, math.exp(cost.interval * typical_deviation(cost)), cost.evidence, len(cost.kernels)
+    )
+
+
+def _kernel_factor(one: Costs | None, other: Costs | None) -> float | None:
+    ours, theirs = ({k.what: k.latency_ms for k in map(parse, cost.kernels)} if cost else {} for cost in (one, other))
+    ratios = [theirs[what] / ours[what] for what in ours if what in theirs]
+    return median(ratios) if ratios else None
 
 
 def _change(a: DeviceProfile, one: Costs, b: DeviceProfile, other: Costs) -> tuple[float, str, float]:

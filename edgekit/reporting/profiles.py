@@ -60,8 +60,17 @@ def print_profile_difference(found: ProfileDifference, console: Console) -> None
     if found.costs:
         if found.facts:
             say(console, "")
-        columns = ("costs", "rows", "races", "90 % interval", "latency", "most changed")
-        rows = table(columns, columns[1:5])
+        timed = any(side is not None and side.kernels for cost in found.costs for side in (cost.a, cost.b))
+        columns = (
+            "costs",
+            "rows",
+            "races",
+            *(["kernels"] if timed else []),
+            "90 % interval",
+            "latency",
+            "most changed",
+        )
+        rows = table(columns, columns[1:-1])
         for cost in found.costs:
             changed = "" if cost.most_factor is None else f"{cost.most_changed} x{cost.most_factor:.3g}"
             add(
@@ -69,17 +78,25 @@ def print_profile_difference(found: ProfileDifference, console: Console) -> None
                 _named(cost),
                 _both(cost, lambda side: str(side.rows)),
                 _both(cost, lambda side: str(side.anchors)),
+                *([_kernels(cost)] if timed else []),
                 _both(cost, lambda side: f"x/÷ {side.reach:.2f}"),
                 "" if cost.factor is None else f"x{cost.factor:.3g}",
                 changed,
             )
         console.print(rows)
         say(console, "[dim]latency: what B predicts over what A does, for a network of the kinds that were measured[/]")
+        if timed:
+            say(console, "[dim]kernels: how many were timed on the board; B's over A's, the median of those in both[/]")
 
 
 def _named(cost: CostDifference) -> str:
     threads = f", {cost.threads} threads" if cost.threads else ""
     return f"{cost.runtime} {cost.processor} {Precision(cost.precision).value}{threads}"
+
+
+def _kernels(cost: CostDifference) -> str:
+    counts = _both(cost, lambda side: str(side.kernels))
+    return counts if cost.kernel_factor is None else f"{counts}, x{cost.kernel_factor:.3g}"
 
 
 def _both(cost: CostDifference, text: Callable[[CostSide], str]) -> str:

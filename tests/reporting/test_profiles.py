@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
 from edgekit.cost.anchoring import re_anchor
+from edgekit.cost.kernels import parse
 from edgekit.cost.work import FEATURES
 from edgekit.entries import Anchor, Costs, DeviceProfile, Memory, Processor
 from edgekit.profiles.differences import ProfileDifference, compare
@@ -58,6 +60,19 @@ def test_races_are_counted_and_applied() -> None:
     assert (cost.a.anchors, cost.b.anchors) == (0, 9)
     assert 1.2 < cost.factor < 1.3
     assert cost.b.reach < cost.a.reach
+
+
+def test_kernels_that_both_timed_are_compared() -> None:
+    sizes = "16 16 9 1 1 32 3"
+    timed = [f"conv Conv {sizes}{i} 0 {ms} 1 1" for i, ms in enumerate((1.0, 2.0, 4.0))]
+    again = [f"conv Conv {sizes}{i} 0 {ms} 1 1" for i, ms in enumerate((1.5, 2.4, 4.0))]
+    lines = [str(parse(line)) for line in timed], [str(parse(line)) for line in again]
+    old, new = (replace(OLD, costs=(replace(COST, kernels=tuple(kernels)),)) for kernels in lines)
+    found = compare(old, new, "a", "b")
+    assert (found.costs[0].a.kernels, found.costs[0].b.kernels) == (3, 3)
+    assert found.costs[0].kernel_factor == pytest.approx(1.2)
+    assert "  3, x1.2  " in printed(found)
+    assert compare(OLD, new, "a", "b").costs[0].kernel_factor is None
 
 
 GOLDEN = """\
