@@ -126,13 +126,12 @@ def _costs(a: DeviceProfile, b: DeviceProfile) -> tuple[CostDifference, ...]:
     rows = []
     for place in sorted({*ours, *theirs}):
         one, other = ours.get(place), theirs.get(place)
-        change = (None, "", None) if one is None or other is None else _change(a, one, b, other)
+        change = (None, "", None, None) if one is None or other is None else _change(a, one, b, other)
         sides = (_side(a, one), _side(b, other))
         if one != other or change[0] != 1:
             known = one or other
             assert known is not None
-            of = (known.runtime, known.processor, known.precision, known.threads)
-            rows.append(CostDifference(*of, *sides, *change, kernel_factor=_kernel_factor(one, other)))
+            rows.append(CostDifference(known.runtime, known.processor, known.precision, known.threads, *sides, *change))
     return tuple(rows)
 
 
@@ -145,20 +144,20 @@ def _side(profile: DeviceProfile, cost: Costs | None) -> CostSide | None:
     )
 
 
-def _kernel_factor(one: Costs | None, other: Costs | None) -> float | None:
-    ours, theirs = ({k.what: k.latency_ms for k in map(parse, cost.kernels)} if cost else {} for cost in (one, other))
+def _kernel_factor(one: Costs, other: Costs) -> float | None:
+    ours, theirs = ({kernel.what: kernel.latency_ms for kernel in map(parse, cost.kernels)} for cost in (one, other))
     ratios = [theirs[what] / ours[what] for what in ours if what in theirs]
     return median(ratios) if ratios else None
 
 
-def _change(a: DeviceProfile, one: Costs, b: DeviceProfile, other: Costs) -> tuple[float, str, float]:
-    """(The whole's factor, the feature that changed most, its factor)."""
+def _change(a: DeviceProfile, one: Costs, b: DeviceProfile, other: Costs) -> tuple[float, str, float, float | None]:
+    """(The whole's factor, the feature that changed most, its factor, that of kernels)."""
     ours, theirs = _per_unit(a, one), _per_unit(b, other)
     ratios = {name: theirs[name] / ours[name] for name in ours if name in theirs}
     shares = typical_shares(other)
     whole = math.exp(math.fsum(shares.get(name, 0.0) * math.log(ratio) for name, ratio in ratios.items()))
     most = max(ratios, key=lambda name: abs(math.log(ratios[name])))
-    return whole, most, ratios[most]
+    return whole, most, ratios[most], _kernel_factor(one, other)
 
 
 def _per_unit(profile: DeviceProfile, cost: Costs) -> dict[str, float]:
