@@ -7,7 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +60,7 @@ class NetworkLatency:
 class MeasuredProfile:
     """A board's profile, what it was made from, and the file that it was written to ('' where it was not).
     ``channel_steps`` has None where latency grows too smoothly to tell; ``boundary_ms_per_element`` is None where there
-    was nothing to alternate.
+    was nothing to alternate. ``left_out`` are networks that the runtime's converter does not read, with its reasons.
     """
 
     profile: DeviceProfile
@@ -72,6 +72,7 @@ class MeasuredProfile:
     boundary_ms_per_element: float | None
     seconds: float
     file: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
     schema: str = "edgekit/profile/1"
 
 
@@ -101,7 +102,8 @@ def measure_profile(
         floats = tuple(precision for precision in target.precisions if precision in FLOAT_PRECISIONS)
         ratios, dropped = rank_float_precisions(device, lambda plan, base: lab.artifact(rated, plan, base), floats)
     precisions = [*ratios, *([_INT8] if _INT8 in target.precisions else [])]
-    timed = _measured(lab, list(networks), precisions, progress)
+    left_out: dict[str, str] = {}
+    timed = _measured(lab, list(networks), precisions, left_out, progress)
     with progress.stage("find the channel step"):
         steps = _channel_steps(lab, precisions)
     boundary = None
@@ -123,6 +125,7 @@ def measure_profile(
         channel_steps=steps,
         boundary_ms_per_element=boundary,
         seconds=time.monotonic() - began,
+        left_out=left_out,
     )
 
 
@@ -186,8 +189,12 @@ def _uniform(graph: Graph, precision: Precision) -> dict[str, Precision]:
     return {layer.name: precision for layer in graph.layers}
 
 
-def _measured(lab: _Bench, names: Sequence[str], precisions: Sequence[Precision], progress: Progress) -> list[Timed]:
-    """Every network in every precision that it executes in, some networks to a race."""
+def _measured(
+    lab: _Bench, names: Sequence[str], precisions: Sequence[Precision], left_out: dict[str, str], progress: Progress
+) -> list[Timed]:
+    """Every network in every precision that it executes in, some networks to a race. Those that cannot be converted
+    are put into ``left_out``, with the reason; it is an error where most are.
+    """
     base = precisions[0]
     timed: list[Timed] = []
     with progress.stage("measure networks", len(names)) as advance:
@@ -195,12 +202,13 @@ def _measured(lab: _Bench, names: Sequence[str], precisions: Sequence[Precision]
             graphs = {name: lab.network(micro.build(name)) for name in names[first : first + _AT_ONCE]}
             contestants: dict[_Contestant, Artifact] = {}
             for name, graph in graphs.items():
-                for precision in precisions:
-                    plan = lab.int8(graph) if precision is _INT8 else {}
-                    if plan or precision is not _INT8:
-                        own = base if precision is _INT8 else precision
-                        contestants[name, precision] = lab.artifact(graph, plan, own)
-            executed = lab.profile(contestants, graphs)
+                try:
+                    contestants |= _contestants(lab, name, graph, precisions)
+                except InputError as error:
+                    left_out[name] = str(error)
+                    if 2 * len(left_out) > len(names):
+                        raise
+            executed = lab.profile(contestants, graphs) if contestants else {}
             floats = {
                 (name, precision): _floats(lab, graphs[name], nodes) if precision is _INT8 else frozenset()
                 for (name, precision), nodes in executed.items()
@@ -210,7 +218,7 @@ def _measured(lab: _Bench, names: Sequence[str], precisions: Sequence[Precision]
                 for key, one in contestants.items()
                 if key in floats and len(floats[key]) < _layers(graphs, key)
             }
-            raced = lab.race({f"{name} {p.value}": one for (name, p), one in racing.items()})
+            raced = lab.race({f"{name} {p.value}": one for (name, p), one in racing.items()}) if racing else {}
             for name, precision in racing:
                 graph, work = graphs[name], work_of(graphs[name])
                 apart = floats[name, precision]
@@ -222,6 +230,15 @@ def _measured(lab: _Bench, names: Sequence[str], precisions: Sequence[Precision]
             for _ in graphs:
                 advance()
     return timed
+
+
+def _contestants(lab: _Bench, name: str, graph: Graph, precisions: Sequence[Precision]) -> dict[_Contestant, Artifact]:
+    found: dict[_Contestant, Artifact] = {}
+    for precision in precisions:
+        plan = lab.int8(graph) if precision is _INT8 else {}
+        if plan or precision is not _INT8:
+            found[name, precision] = lab.artifact(graph, plan, precisions[0] if precision is _INT8 else precision)
+    return found
 
 
 def _layers(graphs: Mapping[str, Graph], contestant: _Contestant) -> int:

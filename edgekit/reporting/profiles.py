@@ -29,6 +29,8 @@ def print_profile(found: MeasuredProfile, console: Console) -> None:
     say(console, "[dim]behind each latency: how far off a fit without this network is[/]")
     for option in found.dropped:
         say(console, f"dropped  {safe(option.option)}: {safe(option.reason)}")
+    for name, reason in found.left_out.items():
+        say(console, f"left out  {safe(name)}: {safe(reason)}")
     steps = ", ".join(f"{p.value} {step or 'not clear'}" for p, step in found.channel_steps.items())
     say(console, f"channel step  {steps}: the profile takes {found.profile.channel_step}")
     if found.boundary_ms_per_element is not None:
