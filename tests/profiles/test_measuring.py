@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from edgekit import catalog, results
+from edgekit.backends import openvino
 from edgekit.cost import micro
 from edgekit.cost.board import Fit
 from edgekit.cost.profile import predict_from_profile
@@ -20,7 +21,8 @@ from edgekit.errors import DeviceError, InputError
 from edgekit.graph import load
 from edgekit.job import open_device
 from edgekit.profiles import own as own_profile
-from edgekit.profiles.measuring import _complete, measure_profile
+from edgekit.profiles.measuring import _Bench, _complete, _measured, measure_profile
+from edgekit.progress import Silent
 from edgekit.types import Kind, Precision
 from tests.command import Desk
 from tests.devices.sshd import running_board
@@ -86,6 +88,28 @@ def test_what_another_run_measured_stays() -> None:
     assert made.channel_step == 8
     again = _complete(made, made, Fit(mine, ()), {FP32: None}, None, "on a board")
     assert (again.channel_step, len(again.sources)) == (8, len(made.sources))
+
+
+@pytest.mark.slow
+def test_networks_that_the_converter_refuses_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEKIT_CACHE", str(tmp_path))
+    lab = _Bench(open_device(catalog.target("host"), None), "test")
+    names, left_out = ["conv3x3/32x56", "depthwise/192x28", "attention/4x40x32"], dict[str, str]()
+    really = openvino.convert
+
+    def convert(content: bytes, folder: Path, base: Precision) -> Any:
+        if any(
+            attribute.i == 192 for node in onnx.load_from_string(content).graph.node for attribute in node.attribute
+        ):
+            raise InputError("it misreads groups")
+        return really(content, folder, base)
+
+    monkeypatch.setattr(openvino, "convert", convert)
+    timed = _measured(lab, names, [FP32], left_out, Silent())
+    assert left_out == {"depthwise/192x28": "it misreads groups"}
+    assert [row.network for row in timed] == [names[0], names[2]]
+    with pytest.raises(InputError, match="it misreads groups"):
+        _measured(lab, [names[1]], [FP32], {}, Silent())
 
 
 def test_an_emulated_board_is_refused() -> None:
