@@ -40,6 +40,7 @@ from tests.backends.tflite_cases import (
     words,
 )
 from tests.command import fill
+from tests.graph.nets import load_model
 from tests.quantized import Case, case, case_of, run, sqnr_db
 from tests.zoo import Net
 
@@ -130,6 +131,13 @@ class TestConvert:
         sample = source.data.sample(0)
         names = [one.name for one in source.graph.outputs]
         assert sqnr_db(tflite.session(made, 1, names)(sample), run(hub(source, plan), sample)) > 20
+
+    def test_an_output_that_is_next_to_nothing_is_no_misreading(self, converter: None, tmp_path: Path) -> None:
+        """A detector that sees nothing says 1e-8: two libraries' sigmoids differ by as much."""
+        net = Net()
+        y = net.op("Add", net.conv(net.input("x", [1, 3, 16, 16]), 3, 1), net.weight(np.float32(-16)))
+        graph = load_model(net.model([net.op("Sigmoid", y)]), tmp_path)
+        tflite.convert(to_bytes(graph.model), tmp_path / "made", FP32)
 
     def test_an_int8_region_is_left_once(self, converter: None, tmp_path: Path) -> None:
         """The residual sum and the padding between int8 convolutions stay in 8 bits."""
