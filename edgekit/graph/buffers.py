@@ -5,8 +5,9 @@ runtimes share less (LiteRT) or about as much (TensorRT).
 
 - One execution step per node, in the order of `flow`. Weights are no activations.
 - Model inputs and outputs belong to the caller: there from the first step to the last, and never written over. Where
-  a convolution reads or makes one, there is a copy of it in another layout as well.
-- Views (Reshape, Squeeze, Unsqueeze, Flatten, Identity) share memory with their source.
+  a convolution or a pooling reads or makes one, there is a copy of it in another layout as well.
+- Views (Reshape, Squeeze, Unsqueeze, Flatten, Identity) share memory with their source, but for the layout of
+  convolutions: that is laid out again.
 - Elementwise functions (hard-swish, SiLU or GELU in any spelling, scaling and adding), Softmax and attention are
   computed in one pass: what is inside takes no memory, and what they read is there until they are done.
 - An elementwise result takes the place of the first tensor that it is computed from, where nothing else reads any of
@@ -32,7 +33,7 @@ _LAYOUT_OPS = ELEMENTWISE_OPS | {
     "Split",
 }
 # fmt: on
-_BLOCK = 16  # channels, of 4 bytes each in a register of AVX-512
+_BLOCK = 16  # channels, of 4 bytes each in a register of AVX-512; half as many with AVX2
 KERNEL_OPS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 VIEW_OPS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
@@ -55,7 +56,7 @@ class Buffer:
 
     ``inside`` are values that exist only within a function that is computed in one pass, ``internal`` the steps that
     turn one member into the next, ``readers`` the other steps that read it, ``until`` a step that it must outlive.
-    ``is_relaid`` says that it is a copy of an input or output in another layout.
+    ``is_relaid`` says that it is a copy of an input, of an output, or of what a node reads, in another layout.
     """
 
     elements: int
@@ -220,8 +221,16 @@ def _relaid(flow: Flow, model_inputs: tuple[str, ...], inner: frozenset[str]) ->
 
 
 def _pools_an_input(flow: Flow, step: int, model_inputs: tuple[str, ...]) -> bool:
-    """Whether a step is a pooling of a model input: it works on a copy in blocks of channels."""
-    return is_op(flow.nodes[step], "AveragePool", "LpPool", "MaxPool") and flow.reads[step][0] in model_inputs
+    """Whether a step is a pooling of a model input whose few channels are filled up to a block for it: two or three of
+    a picture, more than one of a sequence. Others are pooled as they are.
+    """
+    node = flow.nodes[step]
+    if not is_op(node, "AveragePool", "LpPool", "MaxPool") or len([o for o in node.outputs if o.name]) > 1:
+        return False
+    if not set(flow.reads[step][:1]) & set(model_inputs):
+        return False
+    shape = shape_of(flow.values[flow.reads[step][0]])
+    return shape[1] > 1 if len(shape) == 3 else shape[1] in (2, 3)
 
 
 def _blocked_elements(value: ir.Value) -> int:
@@ -232,13 +241,13 @@ def _blocked_elements(value: ir.Value) -> int:
 
 def _has_layout(value: ir.Value) -> bool:
     shape = shape_of(value)
-    return len(shape) > 2 and 1 < shape[1] < elements_of(value)
+    return len(shape) > 2 and shape[1] > 1 and shape[0] * shape[1] < elements_of(value)
 
 
 def _writes_over_for_many(flow: Flow, group: Pass, buffer: Buffer) -> bool:
     """Whether a pass whose result has several readers still writes it over its first source."""
-    alone = len(group.sources) == 1 and not is_op(flow.nodes[group.last], "Softmax")
-    return not alone or _done_by_maker(flow, group, buffer)
+    softmax = is_op(flow.nodes[group.last], "Softmax")
+    return len(group.sources) > 1 or softmax or _done_by_maker(flow, group, buffer)
 
 
 def _done_by_maker(flow: Flow, group: Pass, buffer: Buffer) -> bool:

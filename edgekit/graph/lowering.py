@@ -8,8 +8,9 @@ and `graph_optimizer.cpp` of the plugin), release 2026.4:
   Those run in 8 bit then; where something reads their float result, they run a second time for it.
 - A concatenation that only an int8 layer reads is quantized operand by operand, on its own grid: an operand that an
   int8 layer reads too is quantized twice (MoveFakeQuantize).
-- Quantizing is a part of the int8 layer, its activation and its residual Add, and of attention, pooling, resizing,
-  reducing and normalising, where nothing else reads their result: they put out 8 bit. Two quantizers are two readers.
+- Quantizing is a part of the int8 layer, its activation and its residual Add, and of attention, global pooling,
+  resizing, reducing and instance normalisation, where nothing else reads their result: they put out 8 bit. Two
+  quantizers are two readers.
 - What is computed elementwise, by no kernel on the side, comes out in all widths that are wanted in one pass.
 - An int8 convolution that adds to an 8-bit tensor on the side, and must put out float, has that tensor made float right
   before it.
@@ -86,9 +87,8 @@ def _together(flow: Flow) -> frozenset[str]:
             continue
         sources = passes[step].sources
         maker = flow.values[sources[0]].producer()
-        on_side = all(
-            done_by_kernel(one) or is_op(one, "Softmax") for one in map(flow.nodes.__getitem__, passes[step].steps)
-        )
+        steps = [flow.nodes[at] for at in passes[step].steps]
+        on_side = all(done_by_kernel(one) or is_op(one, "Softmax", QUANTIZE) for one in steps)
         by_kernel = on_side and (sources[0] in sums or (maker is not None and is_op(maker, *KERNEL_OPS)))
         if len(sources) > 1 or not by_kernel:
             found |= {reader.name or "" for reader in readers if is_op(reader, QUANTIZE)}
@@ -253,7 +253,7 @@ class _Lowering:
             scaled = False
             maker: ir.Node | None = node
             while maker is not None and (done_by_kernel(maker) or (maker is node and averaged)):
-                scaled |= is_op(maker, "Add", "Mul") and any(_is_number(v) for v in maker.inputs)
+                scaled |= is_op(maker, "Add", "Div", "Mul", "Sub") and any(_is_number(v) for v in maker.inputs)
                 if not averaged:
                     break
                 maker = next((v.producer() for v in maker.inputs if v is not None and not v.is_initializer()), None)

@@ -90,8 +90,9 @@ def _is_single(node: ir.Node) -> bool:
 
 def _in_activation(node: ir.Node) -> bool:
     """Whether it is the middle of Mish, x tanh(softplus(x)), or of Gelu, x (1 + erf(x / sqrt 2)) / 2, spelled out."""
-    after = {"Softplus": "Tanh", "Erf": "Add"}.get(node.op_type, "")
-    return bool(after) and all(is_op(reader, after) for reader in node.outputs[0].consumers())
+    after = "Tanh" if is_op(node, "Softplus") else "Add" if is_op(node, "Erf") else ""
+    readers = list(node.outputs[0].consumers())
+    return bool(after and readers) and all(is_op(reader, after) for reader in readers)
 
 
 def _attention(flow: Flow, softmax: int, last_of: dict[int, int], makers: dict[str, int]) -> dict[int, int]:
@@ -129,7 +130,9 @@ def _attention(flow: Flow, softmax: int, last_of: dict[int, int], makers: dict[s
 def _brings_heads_back(flow: Flow, step: int) -> bool:
     """Whether a step is the Transpose of [batch, heads, length, width] after attention, which writes it so at once."""
     node = flow.nodes[step]
-    return is_op(node, "Transpose") and list(node.attributes.get_ints("perm", ())) == [0, 2, 1, 3]
+    if not is_op(node, "Transpose") or list(node.attributes.get_ints("perm", ())) != [0, 2, 1, 3]:
+        return False
+    return not any(_product(flow, reader) for reader in flow.readers[node.outputs[0].name or ""])
 
 
 def _swapped(flow: Flow, makers: dict[str, int], name: str) -> bool:

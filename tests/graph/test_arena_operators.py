@@ -96,8 +96,28 @@ def test_averages_of_sequences_are_of_a_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_pooled_input_is_filled_up_to_blocks_of_channels(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 16])
+def test_pooled_inputs_of_few_channels_are_filled_up_to_a_block(channels: int, tmp_path: Path) -> None:
     net = zoo.Net(0)
-    y = net.op("AveragePool", net.input("x", [1, 3, 96, 96]), kernel_shape=[2, 2], strides=[2, 2])
-    graph = load_model(net.model([net.op("GlobalAveragePool", net.conv(y, 3, 8))]), tmp_path)
+    y = net.op("AveragePool", net.input("x", [1, channels, 96, 96]), kernel_shape=[2, 2], strides=[2, 2])
+    y = net.op("Relu", matmul(net, net.op("Flatten", y), channels * 48 * 48, 8))
+    assert_as_allocated(load_model(net.model([y]), tmp_path), [])
+
+
+@pytest.mark.slow
+def test_a_join_and_another_reader_are_two_quantizers(tmp_path: Path) -> None:
+    net = zoo.Net(0)
+    x = net.input("x", [1, 4, 64, 64])
+    a, b = (net.op("Relu", net.conv(x, 4, 16)) for _ in range(2))
+    outputs = [net.conv(net.op("Concat", a, b, axis=1), 32, 8), net.conv(a, 16, 8)]
+    graph = load_model(net.model([net.op("GlobalAveragePool", one) for one in outputs]), tmp_path)
     assert_as_allocated(graph, layers_of(graph))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 2, 64])
+def test_maps_of_one_pixel_are_flattened_where_they_are(batch: int, tmp_path: Path) -> None:
+    net = zoo.Net(0)
+    y = net.op("Flatten", net.op("Relu", net.conv(net.input("x", [batch, 4, 1, 1]), 4, 2**14 // batch, 1)))
+    graph = load_model(net.model([net.op("Relu", matmul(net, y, 2**14 // batch, 8))]), tmp_path)
+    assert_as_allocated(graph, [])
