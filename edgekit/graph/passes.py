@@ -30,6 +30,7 @@ _APART_OPS = _ALONE_OPS | {
 
 # A float tensor becomes one of 8 bit: FakeQuantize to OpenVINO. See `lowering`.
 QUANTIZE = "QuantizeLinear"
+# Passes of their own: they may write over what they read, and join nothing.
 _SINGLE_OPS = frozenset({"LayerNormalization", "Softplus", "Softsign"})
 
 
@@ -47,7 +48,8 @@ def find_passes(flow: Flow) -> dict[int, Pass]:
     """The pass that each step is in; no entry where a step is none of a pass.
 
     An elementwise node, or a Softmax of rows, joins its readers where all of them are in one pass over as many
-    elements. Attention is one pass: a MatMul, elementwise operators, Softmax and the MatMul that reads it.
+    elements; layer normalisation is a pass alone. Attention is one pass: a MatMul, elementwise operators, Softmax, the
+    MatMul that reads it, and the Transpose that puts its heads back.
     """
     last_of: dict[int, int] = {}
     for step in reversed(range(len(flow.nodes))):
