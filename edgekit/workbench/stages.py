@@ -41,8 +41,8 @@ from edgekit.workbench.trials import Remedies
 from edgekit.workbench.weights import Masker
 
 # Raised when the meaning of a cached entry changes.
-_VERSION = 6
-_SHAPES = 2
+_VERSION = 7
+_SHAPES = 3
 # They read activations in codes, so that ranges must be known.
 _RANGED = (Precision.INT8, Precision.INT16X8)
 

@@ -9,7 +9,10 @@ import energy
 from machine import Watch, device_facts, end_with_parent, memory_bytes, require_real
 from quantiles import median, median_interval, order_ranks, percentile, with_intervals
 
-MIN_BURST_MS = 10.0  # a burst this long amortises the caches that the previous contestant left behind
+COUNTED_MS = 20.0  # of a burst, at least
+# What the previous contestant pushed out of the caches comes back run by run: after eight a model is within 2 % of the
+# pace that it keeps. One whose runs take long moves more than caches hold, and settles at once.
+SETTLING, SETTLING_MS = 8, 100.0
 WARM_UP_S = 0.5
 MOST_WARM_UP_S = 2.0
 WARM_UP_STEP_S = 0.05
@@ -26,7 +29,6 @@ PRECISE = 0.004  # a median ratio known to so much, either way, needs no more ro
 # Rigorous Benchmarking in Reasonable Time, ISMM 2013). So contestants are loaded anew during a race.
 LOADS = 6
 LOADING = 0.5  # of the time of the race, at most
-SETTLING = 3  # runs after loading that do not count
 
 
 class Contestant:
@@ -43,7 +45,7 @@ class Contestant:
     def load_again(self):
         self.run = None  # gives the memory back first
         self.run, _ = self.load()
-        for _ in range(SETTLING):
+        for _ in range(self.settling):
             self.run()
 
     def run_ms(self):
@@ -69,7 +71,13 @@ class Contestant:
             if self.stable or (passed_s >= most_s and len(medians) >= STEPS - 1):
                 break
         self.warm_up_s = passed_s
-        self.burst = max(2, min(50, int(MIN_BURST_MS / max(medians[-1], 1e-3)) + 1))
+        self.settling, self.burst = burst_of(medians[-1])
+
+
+def burst_of(run_ms):
+    """(runs that settle the caches, runs that count after them) of a contestant that takes so long a run."""
+    run_ms = max(run_ms, 1e-3)
+    return max(1, min(SETTLING, int(SETTLING_MS / run_ms))), max(2, min(50, int(COUNTED_MS / run_ms) + 1))
 
 
 def is_stable(medians):
@@ -82,13 +90,14 @@ def is_stable(medians):
 
 
 def one_round(contestants, turn, watch):
-    """A burst of every contestant, in an order that rotates, the burst's first run not counted."""
+    """A burst of every contestant, in an order that rotates, the runs not counted in which its caches settle."""
     watch.start_round()
     began = time.perf_counter()
     start = turn % len(contestants)
     bursts = {}
     for contestant in contestants[start:] + contestants[:start]:
-        contestant.run_ms()
+        for _ in range(contestant.settling):
+            contestant.run()
         bursts[contestant.name] = [contestant.run_ms() for _ in range(contestant.burst)]
     return {"bursts": bursts, "seconds": time.perf_counter() - began, "waited": watch.end_round()}
 

@@ -64,7 +64,7 @@ class Disturbed:
 def contestants(*milliseconds: float) -> list[Any]:
     found = [measure.Contestant(str(ms), lambda ms=ms: (lambda: spin(ms), 0.0)) for ms in milliseconds]
     for one in found:
-        one.burst = 2
+        one.settling, one.burst = 1, 2
     return found
 
 
@@ -72,7 +72,7 @@ def loading(name: str, milliseconds: list[float]) -> Any:
     """A contestant whose latency depends on how it was loaded, as where its memory lies does."""
     turns = iter(milliseconds)
     found = measure.Contestant(name, lambda: (partial(spin, next(turns)), 0.0))
-    found.burst, found.warm_up_s, found.stable = 2, 0.0, True
+    found.settling, found.burst, found.warm_up_s, found.stable = 1, 2, 0.0, True
     return found
 
 
@@ -85,6 +85,39 @@ def test_contestants_are_loaded_anew_so_that_no_lucky_load_decides() -> None:
     assert row["ratio"] == pytest.approx(1.0, abs=0.04)
     assert row["ratio_ci_low"] < 0.85, "its range is that of the loads"
     assert row["ratio_ci_high"] > row["ratio"]
+
+
+class Cached:
+    """What takes its time again after another ran: less with each run, as caches fill."""
+
+    last: Cached | None = None
+
+    def __init__(self, warm_ms: float, cold_ms: float) -> None:
+        self.warm_ms, self.cold_ms, self.runs = warm_ms, cold_ms, 0
+
+    def run(self) -> None:
+        self.runs = 0 if Cached.last is not self else self.runs + 1
+        Cached.last = self
+        spin(self.warm_ms + self.cold_ms * 0.5**self.runs)
+
+
+def test_what_a_race_counts_is_the_pace_that_a_model_keeps() -> None:
+    """With caches that the others emptied, a network of small weights looked faster beside a large one than it is."""
+    models = [Cached(2.0, 3.0), Cached(1.0, 0.0)]
+    racing = [measure.Contestant(str(i), lambda one=one: (one.run, 0.0)) for i, one in enumerate(models)]
+    for one in racing:
+        one.warm_up(0.2)
+    rounds = measure.run_rounds(racing, 1.0, 10, Disturbed([0.0]))
+    first, second = (measure.row_of(one, racing[0], [dict(one, load=0) for one in rounds]) for one in racing)
+    assert first["latency_ms"]["p50"] == pytest.approx(2.0, rel=0.05)
+    assert second["ratio"] == pytest.approx(0.5, rel=0.05)
+
+
+def test_a_slow_model_settles_in_few_runs_and_a_quick_one_runs_often() -> None:
+    assert measure.burst_of(0.01) == (8, 50)
+    assert measure.burst_of(5.0) == (8, 5)
+    assert measure.burst_of(30.0) == (3, 2)
+    assert measure.burst_of(2000.0) == (1, 2)
 
 
 def test_what_loads_slowly_is_loaded_less_often() -> None:
