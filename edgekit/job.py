@@ -178,7 +178,7 @@ def prepare(
     Random inputs say nothing about what channels are worth: with them nothing is pruned.
     """
     progress = progress or Silent()
-    chosen = catalog.target(target, overlays)
+    chosen = releases.offered(catalog.target(target, overlays))
     profile = catalog.device_profile(chosen.device_profile, overlays)
     steps = catalog.recipe(recipe, overlays)
     device = open_device(chosen, threads, host, lab, progress, profile)

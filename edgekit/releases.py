@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,10 @@ from edgekit.types import Precision
 
 if TYPE_CHECKING:
     from edgekit.entries import DeviceProfile, Target
+
+
+# onnx/onnx-tensorrt, docs/Changelog.md: 10.0 EA reads INT4.
+FOUR_BITS_SINCE = (10, 0)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,17 @@ def releases_of(target: Target) -> tuple[Release, ...]:
     return named
 
 
+def offered(target: Target) -> Target:
+    """The target without the precisions that its releases lack."""
+    why = _lacking_of_releases(target)
+    return replace(target, precisions=tuple(one for one in target.precisions if one.value not in why))
+
+
+def _lacking_of_releases(target: Target) -> dict[str, str]:
+    old = [one.tensorrt for one in releases_of(target) if one.version < FOUR_BITS_SINCE] if target.releases else []
+    return {Precision.W4.value: f"TensorRT {old[0]} has no 4-bit weights"} if old else {}
+
+
 def lacking(target: Target, profile: DeviceProfile) -> dict[str, str]:
     """Precision or other option -> why the target does not offer it, where the facts say so."""
     found: dict[str, str] = {}
@@ -98,7 +113,8 @@ def lacking(target: Target, profile: DeviceProfile) -> dict[str, str]:
     part = profile.part("gpu")
     known = gpu(part.architecture) if part is not None else None
     if known is not None:
-        found |= {word: why for word, why in known.lacks.items() if word not in target.precisions}
+        older = {word: why for word, why in _lacking_of_releases(target).items() if word in known.precisions}
+        found |= {word: why for word, why in (known.lacks | older).items() if word not in target.precisions}
     if known is not None and "2:4" in known.sparsity and "2:4" not in target.sparsity:
         found["2:4"] = "the GPU has sparse tensor cores, but no published figure says what they gain on this board"
     with_dla = [one.name for one in releases_of(target) if profile.name in one.dla]

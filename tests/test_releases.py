@@ -30,7 +30,7 @@ def test_a_target_offers_what_its_gpu_has(name: str) -> None:
     assert gpu is not None
     assert set(target.precisions) == set(gpu.precisions)
     assert set(target.sparsity) <= set(gpu.sparsity)
-    assert set(gpu.precisions) == set(part.peak_gmacs)
+    assert set(gpu.precisions) - {Precision.W4} == set(part.peak_gmacs), "4-bit weights compute in float"
     named = releases.releases_of(target)
     assert {one.name for one in named} == set(target.releases)
     assert all(gpu.compute in one.compute for one in named)
@@ -57,9 +57,21 @@ def test_why_something_is_not_offered() -> None:
     why = releases.lacking(nano, catalog.device_profile("jetson-nano"))
     assert why == {"int8": "TensorRT has no int8 for compute capability 5.3 (its support matrix)"}
     orin = releases.lacking(JETSONS["jetson-agx-orin"], catalog.device_profile("jetson-agx-orin"))
-    assert set(orin) == {"2:4", "fp8", "w4", "dla"}
+    assert set(orin) == {"2:4", "fp8", "dla"}
     assert orin["dla"].startswith("jetpack-6.1, jetpack-7.2.2 can move layers")
     assert releases.lacking(catalog.target("host"), catalog.device_profile("host")) == {}
+
+
+def test_older_releases_have_no_four_bits() -> None:
+    orin = JETSONS["jetson-orin-nano"]
+    assert releases.offered(orin) == orin
+    older = releases.offered(replace(orin, releases=("jetpack-5.1",)))
+    assert Precision.W4 not in older.precisions
+    why = releases.lacking(older, catalog.device_profile("jetson-orin-nano"))
+    assert why["w4"] == "TensorRT 8.5.2 has no 4-bit weights"
+    assert releases.offered(catalog.target("host")) == catalog.target("host")
+    volta = releases.lacking(JETSONS["jetson-xavier-nx"], catalog.device_profile("jetson-xavier-nx"))
+    assert "w4" not in volta
 
 
 def test_operators_by_release() -> None:

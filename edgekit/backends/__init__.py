@@ -71,6 +71,8 @@ class Backend(Protocol):
     symmetric: bool
     #: Whether each operator has a float type of its own, which the model must say where it is not the base.
     types_floats: bool
+    #: What the last size of a matrix of 4-bit weights must be a multiple of.
+    four_bit_columns: int
     #: Bits of one weight element in memory, once the runtime has loaded a layer of that precision.
     runtime_weight_bits: Mapping[Precision, int]
     #: Operator types of the layers that may take a quantized precision: in any mix with other layers they compile, and
@@ -126,6 +128,9 @@ def able(graph: Graph, adapter: Backend, precision: Precision) -> tuple[str, ...
     """The layers whose kinds the backend has in a quantized ``precision``; with weights, where only those change.
     Depthwise convolutions in 4 bits are left out: converters have none, and there is next to nothing to save.
     """
+    initializers = graph.model.graph.initializers
+    from edgekit.graph.layers import shape_of
+
     kinds = adapter.quantized_op_types.get(precision, frozenset())
     weight_only = precision in (Precision.W8, Precision.W4)
     nodes = {node.name: node for node in graph.model.graph}
@@ -135,8 +140,11 @@ def able(graph: Graph, adapter: Backend, precision: Precision) -> tuple[str, ...
         grouped = layer.op_type == "Conv" and group is not None and group.as_int() > 1
         if layer.op_type not in kinds or (weight_only and not layer.weights):
             continue
-        if precision is not Precision.W4 or not grouped:
-            found.append(layer.name)
+        if precision is Precision.W4:
+            last = [shape_of(initializers[name])[-1] for name in layer.weights]
+            if grouped or any(size % adapter.four_bit_columns for size in last):
+                continue
+        found.append(layer.name)
     return tuple(found)
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 TOOLCHAIN = "tensorrt-rtx"
 NAME = "TensorRT for RTX"
 _COMPILE_S = 900.0
+_FOUR_BITS = "int4"
 # Generated kernels: element-wise operators, and what was fused with them.
 _GENERATED = "kgen"
 
@@ -88,7 +89,7 @@ def remark(compiled: Artifact) -> str:
 
 def compiled_types(rows: Sequence[Mapping[str, Any]], build: Mapping[str, Any]) -> dict[str, str]:
     """Layer -> the type that its kernel reads, of the layers that the table names. A layer that was fused into a
-    generated kernel has the narrowest type that this reads.
+    generated kernel has the narrowest type that this reads; one whose weights stay in 4 bits, `Precision.W4`.
     """
     written = {name: plain for plain, name in build["names"].items()}
     order = {"int8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
@@ -96,9 +97,17 @@ def compiled_types(rows: Sequence[Mapping[str, Any]], build: Mapping[str, Any]) 
     for layer in build["layers"]:
         node = written.get(layer["name"], layer["name"])
         named = [row for row in rows if node in row["nodes"] and row["inputs"]]
+        if any(_FOUR_BITS in row["constants"] and _unpacks(node, row["nodes"]) for row in rows):
+            found[layer["name"]] = Precision.W4.value
+            continue
         kernels = [row for row in named if row["kind"] != _GENERATED]
         types = [row["inputs"][0] for row in kernels] or [kind for row in named for kind in row["inputs"]]
         types = [kind for kind in types if kind in order]
         if types:
             found[layer["name"]] = min(types, key=lambda kind: order[kind])
     return found
+
+
+def _unpacks(layer: str, nodes: Sequence[str]) -> bool:
+    """Whether one of these is the node that makes floats of the layer's weights (`edgekit.compress.qdq` names it)."""
+    return any(node.startswith(f"{layer}/") and node.endswith("/dequantize") for node in nodes)

@@ -30,11 +30,17 @@ TOOLCHAIN = ""
 quantizes_results = False
 symmetric = True
 types_floats = True
+# "Sub-byte quantization with odd tensor volume is not supported", its builder says, and its parser wants the last even.
+four_bit_columns = 2
 
-runtime_weight_bits = {Precision.FP32: 32, Precision.FP16: 16, Precision.INT8: 8}
+runtime_weight_bits = {Precision.FP32: 32, Precision.FP16: 16, Precision.INT8: 8, Precision.W4: 4}
 # Recurrent layers have no int8 form (onnx-tensorrt, docs/operators.md: FP32 and FP16 only). Transposed convolutions
 # have one there, but TensorRT for RTX 1.7.1 compiled those of PP-OCRv4 det, pairs and all, in fp16.
-quantized_op_types = {Precision.INT8: frozenset({"Conv", "Gemm", "MatMul"})}
+# 4-bit weights are those of matrix products (TensorRT developer guide, quantized types: weight-only GEMM).
+quantized_op_types = {
+    Precision.INT8: frozenset({"Conv", "Gemm", "MatMul"}),
+    Precision.W4: frozenset({"Gemm", "MatMul"}),
+}
 
 #: In the metadata of a layer's node: its planned precision; of any node: why it computes in single precision; of a
 #: normalisation: what to multiply its input by so that it need not, once it is spelled out.
@@ -56,6 +62,7 @@ class TensorRT:
     quantizes_results: bool = quantizes_results
     symmetric: bool = symmetric
     types_floats: bool = types_floats
+    four_bit_columns: int = four_bit_columns
 
     @property
     def runtime_weight_bits(self) -> Mapping[Precision, int]:
@@ -101,6 +108,8 @@ class TensorRT:
         cast = model.clone()
         if base is Precision.FP16:
             halves.cast_to_halves(cast, frozenset(single))
+        four_bits = frozenset(row["name"] for row in layers if row["precision"] == Precision.W4.value)
+        typed.pack_four_bits(cast, frozenset(written.get(name, name) for name in four_bits))
         weight_bytes = _drop_unused(cast)
         shipped = cast
         if self.typing == "flags":
@@ -265,6 +274,10 @@ def _refusal(release: Release, model: ir.Model, base: Precision) -> str:
     for node in model.graph:
         if not _parses(release, node.op_type):
             return f"TensorRT {release.tensorrt} is not known to read {node.op_type} (node {node.name})"
+    if release.version < facts.FOUR_BITS_SINCE:
+        for node in model.graph:
+            if node.metadata_props.get(PLANNED) == Precision.W4.value:
+                return f"TensorRT {release.tensorrt} has no 4-bit weights (node {node.name})"
     new = opsets.too_new(model, release.opset)
     if new:
         node, reason = new[0]

@@ -30,6 +30,7 @@ TOOLCHAIN = "tflite"
 quantizes_results = True
 symmetric = False
 types_floats = False
+four_bit_columns = 1
 
 # XNNPACK unpacks weights of float operators when a model is loaded.
 runtime_weight_bits = {

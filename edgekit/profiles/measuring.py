@@ -6,7 +6,7 @@ import datetime
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -213,6 +213,14 @@ def _measured(
                 (name, precision): _floats(lab, graphs[name], nodes) if precision is _INT8 else frozenset()
                 for (name, precision), nodes in executed.items()
             }
+            # Deployments give no pairs to a layer that computes in float all the same: that is what is timed.
+            mixed = {
+                (name, precision): lab.artifact(graphs[name], plan, base)
+                for (name, precision), apart in floats.items()
+                if apart and (plan := _without(lab.int8(graphs[name]), apart))
+            }
+            contestants |= mixed
+            executed |= lab.profile(mixed, graphs) if mixed else {}
             racing = {
                 key: one
                 for key, one in contestants.items()
@@ -252,6 +260,10 @@ def _floats(lab: _Bench, graph: Graph, nodes: tuple[ExecutedNode, ...]) -> froze
     return frozenset(
         layer.name for layer in graph.layers if not backend.executes_as(_INT8, executed.get(layer.name, ""))
     )
+
+
+def _without(plan: Mapping[str, Precision], layers: Collection[str]) -> dict[str, Precision]:
+    return {name: precision for name, precision in plan.items() if name not in layers}
 
 
 def _channel_steps(lab: _Bench, precisions: Sequence[Precision]) -> dict[Precision, int | None]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgekit import releases
+from edgekit import backends, releases
 from edgekit.backends import Artifact
 from edgekit.backends.proxy import compile_proxy, compiled_types
 from edgekit.backends.tensorrt import TensorRT
@@ -185,12 +185,17 @@ def test_compressed_weights_are_refused(tmp_path: Path) -> None:
 
 def test_types_are_read_from_a_layer_table() -> None:
     rows = [
-        {"kind": "kgen", "nodes": ["a"], "inputs": ["fp32"]},
-        {"kind": "correlation", "nodes": ["a", "relu"], "inputs": ["int8", "fp16"]},
-        {"kind": "kgen", "nodes": ["b_c"], "inputs": ["int64", "fp32", "fp16"]},
+        {"kind": "kgen", "nodes": ["a"], "inputs": ["fp32"], "constants": []},
+        {"kind": "correlation", "nodes": ["a", "relu"], "inputs": ["int8", "fp16"], "constants": ["int8"]},
+        {"kind": "kgen", "nodes": ["b_c"], "inputs": ["int64", "fp32", "fp16"], "constants": []},
+        {"kind": "kgen", "nodes": ["d_e/w/dequantize"], "inputs": [], "constants": ["fp16", "int4"]},
+        {"kind": "runtime_fusion", "nodes": ["d_e"], "inputs": ["fp16", "fp16"], "constants": []},
+        {"kind": "runtime_fusion", "nodes": ["f/w/dequantize", "f"], "inputs": ["fp16"], "constants": ["int4", "fp16"]},
+        {"kind": "runtime_fusion", "nodes": ["f/w", "g"], "inputs": ["fp16"], "constants": ["int4", "fp16"]},
     ]
-    build = {"names": {"b_c": "b:c"}, "layers": [{"name": name} for name in ("a", "b:c", "gone")]}
-    assert compiled_types(rows, build) == {"a": "int8", "b:c": "fp16"}
+    names = ("a", "b:c", "gone", "d:e", "f", "g")
+    build = {"names": {"b_c": "b:c", "d_e": "d:e"}, "layers": [{"name": name} for name in names]}
+    assert compiled_types(rows, build) == {"a": "int8", "b:c": "fp16", "d:e": "w4", "f": "w4", "g": "fp16"}
 
 
 @pytest.mark.slow
@@ -205,6 +210,72 @@ def test_tensorrt_for_rtx_compiles_the_planned_types(name: str, names: tuple[str
         assert report.accepted, report.reason
         assert not report.conformance.mismatches
         assert report.conformance.matched == report.conformance.planned > 0
+
+
+def matrices(inner: int = 256, outer: int = 192) -> Case:
+    """Two products, with the weights either way round; the second's inner size is the first's outer."""
+    net = Net()
+    y = net.op("Relu", net.op("MatMul", net.input("x", [4, inner]), net.random(inner, outer)))
+    return case_of(net.model([net.op("Gemm", y, net.random(64, outer), net.random(64), transB=1)]))
+
+
+def four_bits(source: Case) -> dict[str, Precision]:
+    return dict.fromkeys(source.names, Precision.W4)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(256, 192), (96, 40), (50, 6), (33, 8)])
+@pytest.mark.parametrize("base", [FP32, FP16])
+def test_four_bit_weights_keep_their_values(inner: int, outer: int, base: Precision, tmp_path: Path) -> None:
+    source, backend = matrices(inner, outer), adapter(*ORIN)
+    made = backend.convert(hub(source, four_bits(source), {}), tmp_path / "w4", base)
+    pairs = run(hub(source, four_bits(source)), source.data.sample(0))
+    assert sqnr_db(answers(backend, made, source), pairs) > (100 if base is FP32 else 45)
+    model = onnx.load(made.path)
+    onnx.checker.check_model(model, full_check=True)
+    assert model.opset_import[0].version == 21
+    packed = [one for one in model.graph.initializer if one.data_type == onnx.TensorProto.INT4]
+    assert [list(one.dims) for one in packed] == [[inner, outer], [64, outer]]
+    assert [row["precision"] for row in build_of(made)["layers"]] == ["w4", "w4"]
+    whole = backend.convert(hub(source, {}, {}), tmp_path / "float", base)
+    if inner >= 96:
+        bits = 32 if base is FP32 else 16
+        assert made.weight_bytes < whole.weight_bytes * 5.5 / bits
+
+
+def test_only_some_layers_in_four_bits(tmp_path: Path) -> None:
+    source, backend = matrices(), adapter(*ORIN)
+    first, second = source.names
+    made = backend.convert(hub(source, {first: Precision.W4, second: INT8}, {}), tmp_path, FP16)
+    assert [row["precision"] for row in build_of(made)["layers"]] == ["w4", "int8"]
+    types = sorted(one.data_type for one in onnx.load(made.path).graph.initializer if len(one.dims) == 2)
+    assert types == sorted([onnx.TensorProto.INT4, onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16])
+
+
+def test_odd_columns_are_left_in_float() -> None:
+    source = matrices(33, 7)  # [33, 7], and [64, 7] the other way round
+    assert backends.able(source.graph, adapter(*ORIN), Precision.W4) == ()
+    source = matrices(33, 6)
+    assert backends.able(source.graph, adapter(*ORIN), Precision.W4) == tuple(source.names)
+
+
+@pytest.mark.parametrize("names", [NANO, XAVIER], ids=["nano", "xavier"])
+def test_releases_without_four_bits_refuse_them(names: tuple[str, ...], tmp_path: Path) -> None:
+    source = matrices()
+    with pytest.raises(InputError, match="has no 4-bit weights"):
+        adapter(*names).convert(hub(source, four_bits(source), {}), tmp_path, FP16)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(problem("tensorrt-rtx")), reason="the toolchain tensorrt-rtx is not installed")
+@pytest.mark.parametrize(("inner", "outer"), [(256, 192), (96, 40), (50, 6), (33, 8)])
+@pytest.mark.parametrize("base", [FP32, FP16])
+def test_tensorrt_for_rtx_multiplies_by_four_bits(inner: int, outer: int, base: Precision, tmp_path: Path) -> None:
+    source = matrices(inner, outer)
+    report = compile_proxy(adapter(*ORIN).convert(hub(source, four_bits(source), {}), tmp_path, base))
+    assert report.accepted, report.reason
+    assert set(report.layers.values()) == {"w4"}
+    assert report.conformance.matched == report.conformance.planned == 2
 
 
 @pytest.mark.slow
