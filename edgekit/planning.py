@@ -342,8 +342,13 @@ def _fitting(
     bench: Workbench, planning: Planning, limits: Limits, drop_of: Callable[[Solution], float]
 ) -> tuple[Tried, ...]:
     """Scored plans, the best first, whose file is no larger than the size budget. Raises `InfeasibleError`."""
-    for _ in range(_FITTINGS + 1):
-        tried = fastest_keeping(planning.problem, limits, bench.job.budget.max_drop, drop_of)
+    for number in range(_FITTINGS + 1):
+        try:
+            tried = fastest_keeping(planning.problem, limits, bench.job.budget.max_drop, drop_of)
+        except InfeasibleError:
+            if not number:
+                raise
+            break  # what is wrong is the file, not the limit that it led to
         tighter = _tighter(bench, planning.plan(tried[0].solution), planning.table.base, limits)
         if tighter is None:
             return tried
@@ -371,7 +376,9 @@ def _tighter(bench: Workbench, plan: Plan, base: Precision, limits: Limits) -> L
         tighter = tighter.with_limit("memory_bytes", max(0, limits.memory_bytes - max(0, excess)))
     if budget.weight_bytes is not None and limits.weight_bytes is not None:
         excess = bench.artifact_of(plan, base).weight_bytes - budget.weight_bytes
-        tighter = tighter.with_limit("weight_bytes", max(0, limits.weight_bytes - max(0, excess)))
+        # Less than this plan's layers hold: the limit may be slack, where a file holds tables of embeddings besides.
+        held = min(limits.weight_bytes, plan.predicted.weight_bytes) if excess > 0 else limits.weight_bytes
+        tighter = tighter.with_limit("weight_bytes", max(0, held - max(0, excess)))
     return tighter if tighter != limits else None
 
 

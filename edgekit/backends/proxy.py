@@ -97,7 +97,7 @@ def compiled_types(rows: Sequence[Mapping[str, Any]], build: Mapping[str, Any]) 
     for layer in build["layers"]:
         node = written.get(layer["name"], layer["name"])
         named = [row for row in rows if node in row["nodes"] and row["inputs"]]
-        if any(_FOUR_BITS in row["constants"] and _unpacks(node, row["nodes"]) for row in rows):
+        if any(_FOUR_BITS in row["constants"] and _multiplies_or_unpacks(node, row["nodes"]) for row in rows):
             found[layer["name"]] = Precision.W4.value
             continue
         kernels = [row for row in named if row["kind"] != _GENERATED]
@@ -108,6 +108,6 @@ def compiled_types(rows: Sequence[Mapping[str, Any]], build: Mapping[str, Any]) 
     return found
 
 
-def _unpacks(layer: str, nodes: Sequence[str]) -> bool:
-    """Whether one of these is the node that makes floats of the layer's weights (`edgekit.compress.qdq` names it)."""
-    return any(node.startswith(f"{layer}/") and node.endswith("/dequantize") for node in nodes)
+def _multiplies_or_unpacks(layer: str, nodes: Sequence[str]) -> bool:
+    """Whether one of these is the layer, or what makes floats of its weights (`edgekit.compress.qdq` names it)."""
+    return any(node == layer or (node.startswith(f"{layer}/") and node.endswith("/dequantize")) for node in nodes)

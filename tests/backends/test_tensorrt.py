@@ -190,12 +190,12 @@ def test_types_are_read_from_a_layer_table() -> None:
         {"kind": "kgen", "nodes": ["b_c"], "inputs": ["int64", "fp32", "fp16"], "constants": []},
         {"kind": "kgen", "nodes": ["d_e/w/dequantize"], "inputs": [], "constants": ["fp16", "int4"]},
         {"kind": "runtime_fusion", "nodes": ["d_e"], "inputs": ["fp16", "fp16"], "constants": []},
-        {"kind": "runtime_fusion", "nodes": ["f/w/dequantize", "f"], "inputs": ["fp16"], "constants": ["int4", "fp16"]},
-        {"kind": "runtime_fusion", "nodes": ["f/w", "g"], "inputs": ["fp16"], "constants": ["int4", "fp16"]},
+        {"kind": "runtime_fusion", "nodes": ["f", "g"], "inputs": ["fp16"], "constants": ["int4", "fp16"]},
+        {"kind": "kgen", "nodes": ["f/w", "h"], "inputs": ["fp16"], "constants": []},
     ]
-    names = ("a", "b:c", "gone", "d:e", "f", "g")
+    names = ("a", "b:c", "gone", "d:e", "f", "g", "h")
     build = {"names": {"b_c": "b:c", "d_e": "d:e"}, "layers": [{"name": name} for name in names]}
-    assert compiled_types(rows, build) == {"a": "int8", "b:c": "fp16", "d:e": "w4", "f": "w4", "g": "fp16"}
+    assert compiled_types(rows, build) == {"a": "int8", "b:c": "fp16", "d:e": "w4", "f": "w4", "g": "w4", "h": "fp16"}
 
 
 @pytest.mark.slow
