@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -43,6 +44,35 @@ def test_a_bundle_without_the_board(desk: Desk, target: str, typing: str) -> Non
     chosen = {layer["name"]: layer["precision"] for layer in done["plan"]["layers"]}
     assert {layer["name"]: layer["precision"] for layer in build["layers"]} == chosen
     onnx.checker.check_model(onnx.load(bundle / "model.onnx"), full_check=True)
+
+
+@pytest.mark.slow
+def test_two_of_four_weights_zero_where_only_halves_are_left(desk: Desk) -> None:
+    """Matrices that are nearly so, and large enough for the kernels that skip zeros; the small one is left alone."""
+    net = zoo.Net()
+    value = net.input("x", [16, 256])
+    for outer in (256, 512, 32):
+        inner = {256: 256, 512: 256, 32: 512}[outer]
+        weight = net.rng.standard_normal((inner, outer)) / 16
+        weight[np.arange(inner) % 4 >= 2] *= 0.03
+        value = net.op("Relu", net.op("MatMul", value, net.weight(weight)))
+    onnx.save(net.model([value]), desk.folder / "matrices.onnx")
+    np.savez(desk.folder / "rows.npz", x=net.rng.standard_normal((24, 16, 256)).astype(np.float32))
+    overlay = desk.folder / "boards" / "targets" / "halves"
+    overlay.mkdir(parents=True)
+    (overlay / "target.toml").write_text('extends = "jetson-orin-nano"\nprecisions = ["fp32", "fp16"]\n')
+    asked = ("--target", "halves", "--overlay", "boards", "--data", "rows.npz", "--max-drop", "20%", "--no-prune")
+    done = desk.succeed("deploy", "matrices.onnx", *asked, "--json", "--out", "bundle").document
+    assert [layer["mask"] for layer in done["plan"]["layers"]] == ["2:4", "2:4", "none"]
+    held = {
+        one.name: onnx.numpy_helper.to_array(one)
+        for one in onnx.load(desk.folder / "bundle/model.onnx").graph.initializer
+    }
+    masked = [array for array in held.values() if array.ndim == 2 and min(array.shape) >= 256]
+    assert len(masked) == 2
+    for array in masked:
+        assert (np.count_nonzero(array.reshape(-1, 4, array.shape[1]), axis=1) <= 2).all()
+    assert "build --sparsity=enable" in (desk.folder / "bundle/board.txt").read_text().splitlines()
 
 
 @pytest.fixture

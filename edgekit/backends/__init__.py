@@ -79,6 +79,9 @@ class Backend(Protocol):
     #: compute what their Q/DQ pairs say.
     quantized_op_types: Mapping[Precision, frozenset[str]]
 
+    #: Operator types of the layers whose kernels skip zeros where two of any four weights are.
+    sparse_op_types: Mapping[Precision, frozenset[str]]
+
     def hint(self, base: Precision) -> str:
         """The runtime's word for the float precision ``base``, as the runner takes it."""
         ...

@@ -31,6 +31,7 @@ quantizes_results = False
 symmetric = False
 types_floats = False
 four_bit_columns = 1
+sparse_op_types: Mapping[Precision, frozenset[str]] = {}
 _WEIGHTS, _PACKED = "model.bin", "model.bin.gz"
 
 # Weight-only int8 is unpacked to float32 when a convolution is loaded. Of fp16 there are two copies: converted, and

@@ -41,6 +41,8 @@ quantized_op_types = {
     Precision.INT8: frozenset({"Conv", "Gemm", "MatMul"}),
     Precision.W4: frozenset({"Gemm", "MatMul"}),
 }
+# Measured on a Jetson: github.com/onnxsim/onnxsim/pull/1764. Not behind Q/DQ: github.com/NVIDIA/TensorRT/issues/4694.
+sparse_op_types = {Precision.FP16: frozenset({"Gemm", "MatMul"})}
 
 #: In the metadata of a layer's node: its planned precision; of any node: why it computes in single precision; of a
 #: normalisation: what to multiply its input by so that it need not, once it is spelled out.
@@ -187,6 +189,11 @@ class TensorRT:
         from edgekit.backends import trtexec_output
 
         return trtexec_output.executes_as(planned, executed)
+
+    @property
+    def sparse_op_types(self) -> Mapping[Precision, frozenset[str]]:
+        """Operator types of the layers whose kernels gain from 2:4 zeros."""
+        return sparse_op_types
 
     def _spell_out(self, model: ir.Model, base: Precision) -> None:
         from edgekit.backends import opsets

@@ -31,6 +31,7 @@ quantizes_results = True
 symmetric = False
 types_floats = False
 four_bit_columns = 1
+sparse_op_types: Mapping[Precision, frozenset[str]] = {}
 
 # XNNPACK unpacks weights of float operators when a model is loaded.
 runtime_weight_bits = {

@@ -5,11 +5,12 @@ the weights where they save size or time, and few values for them where they sav
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from edgekit.cost.shapes import ShapeTable
 from edgekit.cost.table import CostTable
+from edgekit.graph.layers import shape_of
 from edgekit.results import DroppedOption
 from edgekit.tables.channels import PruningTables, fit_tables, keep_counts
 from edgekit.tables.weights import MaskTables, Option
@@ -21,6 +22,8 @@ from edgekit.workbench.weights import able_to, can_pay
 HOPELESS_LOSS = 0.05
 # Of the whole model's latency: what saves less is not resolved by any race.
 WORTHWHILE = 0.001
+# "Sparsity only has benefit when channels are large enough": github.com/NVIDIA/TensorRT/issues/4065.
+LEAST_SPARSE = 256
 # What saves size alone, and the milder one that must not have been hopeless before it is tried.
 _SMALLER: Mapping[Mask, Mask | None] = {
     Mask.HALF: None,
@@ -140,6 +143,7 @@ def offer_masks(
         smallest = {name: min(row, key=lambda option: row[option])[0] for name, row in stored.items()}
         whole = bench.artifact(smallest, table.base, compressed=True).weight_bytes
         other_bytes = max(0, math.ceil((whole - sum(least.values())) / len(least)))
+    sparse = {precision: _skipping(bench, kinds) for precision, kinds in job.device.backend.sparse_op_types.items()}
     losses: dict[str, dict[Option, float]] = {}
     hopeless: set[tuple[str, Precision, Mask]] = set()
     dropped: list[DroppedOption] = []
@@ -149,7 +153,9 @@ def offer_masks(
             (name, precision)
             for name in able_to(job.graph, mask)
             for precision in offered[name]
-            if name in names and can_pay(mask, precision)
+            if name in names
+            and can_pay(mask, precision)
+            and (mask is not Mask.TWO_OF_FOUR or name in sparse.get(precision, ()))
         ]
         if milder is not None:
             hopeless |= {(name, precision, mask) for name, precision in able if (name, precision, milder) in hopeless}
@@ -171,6 +177,16 @@ def offer_masks(
                 what = mask.value if mask.is_codebook else f"{mask.value} zeros"
                 dropped.append(DroppedOption(f"{what} in {precision.value}", name, reason))
     return MaskTables(losses, stored, other_bytes, job.profile.sparse_speedup), tuple(dropped)
+
+
+def _skipping(bench: Workbench, kinds: Collection[str]) -> frozenset[str]:
+    """The layers of these operator types that are large enough to gain from zeros that their kernels skip."""
+    constants = bench.job.graph.model.graph.initializers
+    return frozenset(
+        layer.name
+        for layer in bench.job.graph.layers
+        if layer.op_type in kinds and all(min(shape_of(constants[one])) >= LEAST_SPARSE for one in layer.weights)
+    )
 
 
 def _stored_bytes(
