@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from edgekit import bundle as bundles
 from edgekit import catalog
 from edgekit.conditions import Conditions, read_conditions
-from edgekit.errors import EdgekitError, VerifyError
+from edgekit.errors import EdgekitError, InputError, VerifyError
 from edgekit.types import Budget, Conformance, Latency, Precision
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgekit.graph import Graph
     from edgekit.inspection import Inspection
     from edgekit.outcome import PlanResult
-    from edgekit.prediction import PredictedCost
+    from edgekit.prediction import PredictedCost, Predictions
     from edgekit.profiles.differences import ProfileDifference
     from edgekit.profiles.measuring import MeasuredProfile
     from edgekit.progress import Progress
@@ -269,8 +269,49 @@ def predict(
         progress=progress,
         host=host,
         lab=lab,
+        converts=False,
     )
     return prediction.predict_cost(Workbench(job), wanted)
+
+
+def predict_boards(
+    model: str | Path,
+    targets: Sequence[str] = (),
+    *,
+    precision: Precision | str = Precision.FP32,
+    plan: str | Path | None = None,
+    shapes: Shapes | None = None,
+    overlays: Sequence[str | Path] = (),
+    progress: Progress | None = None,
+) -> Predictions:
+    """`predict` for several targets, by default all that are boards; the model is loaded once. A target that does not
+    take the precision or plan is among ``refused``; `InputError` where that is so of all.
+    """
+    from edgekit import prediction
+    from edgekit.job import on_target, prepare
+    from edgekit.workbench.stages import Workbench
+
+    wanted = Precision(precision) if plan is None else prediction.read_plan(Path(plan))
+    known = catalog.targets(overlays)
+    names = tuple(dict.fromkeys(targets)) or tuple(name for name, one in known.items() if one.transport != "local")
+    here = [name for name in names if catalog.target(name, overlays).transport == "local"]
+    if here:
+        raise InputError(
+            f"{here[0]} is this machine, where layers are measured", f"ask for it alone: --target {here[0]}"
+        )
+    job = prepare(
+        model, names[0], shapes=shapes, use_synthetic=True, overlays=overlays, progress=progress, converts=False
+    )
+    peak = prediction.remembered_peak()
+    found, refused = [], dict[str, str]()
+    for name in names:
+        try:
+            found.append(prediction.predict_cost(Workbench(on_target(job, name, overlays)), wanted, peak))
+        except InputError as error:
+            refused[name] = str(error)
+    if not found:
+        raise InputError(f"no prediction: {next(iter(refused.values()))}", "choose another precision or other targets")
+    return prediction.Predictions(Path(model).name, tuple(found), refused)
 
 
 @dataclass(frozen=True)
@@ -445,6 +486,7 @@ __all__ = [
     "load",
     "plan",
     "predict",
+    "predict_boards",
     "profile",
     "profile_changes",
     "report",

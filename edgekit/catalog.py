@@ -16,8 +16,9 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, fields
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, get_args, get_origin
 
@@ -290,7 +291,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def _parse(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return deepcopy(_loads(path.read_text(encoding="utf-8")))  # callers take entries out
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"^(.*) \(at line (\d+), column \d+\)$", str(error))
         place, problem = (f"{path}:{found[2]}", found[1]) if found else (str(path), str(error))
@@ -299,6 +300,12 @@ def _parse(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a TOML text in UTF-8", hint="write it with a text editor") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}", hint="check its permissions") from None
+
+
+@lru_cache(maxsize=256)
+def _loads(text: str) -> dict[str, Any]:
+    """Each text once: every target asks for its profile's again, and the profiles are long."""
+    return tomllib.loads(text)
 
 
 @cache

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -172,10 +172,12 @@ def prepare(
     prune: bool = True,
     host: str | None = None,
     lab: str | Path | None = None,
+    converts: bool = True,
 ) -> Job:
     """Check and load everything that the user named, cheapest first, so that a typo does not cost a minute.
 
-    Random inputs say nothing about what channels are worth: with them nothing is pruned.
+    Random inputs say nothing about what channels are worth: with them nothing is pruned. What never ``converts`` the
+    model for a board that is not at hand needs no toolchain.
     """
     progress = progress or Silent()
     chosen = releases.offered(catalog.target(target, overlays))
@@ -187,7 +189,7 @@ def prepare(
     path = Path(model)
     with progress.stage(f"load {path.name}"):
         graph = load(path, shapes)
-    if device.backend.TOOLCHAIN:
+    if device.backend.TOOLCHAIN and (converts or device.at_hand):
         toolchains.ensure(device.backend.TOOLCHAIN, progress)
     if not graph.layers:
         raise InputError(f"{path}: the model has no layer with weights or a matrix product: nothing to plan")
@@ -195,3 +197,10 @@ def prepare(
     return Job(
         path, graph, chosen, profile, device, samples, budget or Budget(), progress, prune and not samples.synthetic
     )
+
+
+def on_target(job: Job, target: str, overlays: Sequence[str | Path] = ()) -> Job:
+    """The same work for another target, whose board is not asked even where it is at hand."""
+    chosen = releases.offered(catalog.target(target, overlays))
+    profile = catalog.device_profile(chosen.device_profile, overlays)
+    return replace(job, target=chosen, profile=profile, device=Device(_adapter(chosen, profile), None, chosen.threads))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,16 @@ class PredictedCost:
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """One model on several boards, and by target why there is no prediction for the others."""
+
+    model: str
+    boards: tuple[PredictedCost, ...]
+    refused: Mapping[str, str]
+    schema: str = "edgekit/predictions/1"
+
+
+@dataclass(frozen=True)
 class PlanFile:
     """The decisions of a plan: layer -> precision, and channel group -> its channels and how many of them it keeps,
     where it loses some; layer -> mask, where it has one; and whether the weights are stored compressed.
@@ -71,7 +81,24 @@ class PlanFile:
     compressed: bool = False
 
 
-def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCost:
+# Peak activations of a graph whose layers have these precisions, the rest in another.
+Peak = Callable[[Graph, Mapping[str, Precision], Precision], int]
+
+
+def remembered_peak() -> Peak:
+    """`peak_activation_bytes` that computes once what boards have in common."""
+    known: dict[tuple[int, Precision, tuple[tuple[str, Precision], ...]], tuple[Graph, int]] = {}
+
+    def peak(graph: Graph, precisions: Mapping[str, Precision], base: Precision) -> int:
+        key = id(graph), base, tuple(precisions.items())
+        if key not in known:
+            known[key] = graph, peak_activation_bytes(graph, precisions, base)  # held, so that its id stays its own
+        return known[key][1]
+
+    return peak
+
+
+def predict_cost(bench: Workbench, wanted: PlanFile | Precision, peak: Peak = peak_activation_bytes) -> PredictedCost:
     """Predict a plan or a uniform precision. Where a layer cannot take the uniform precision it keeps the float one,
     and a note says so.
     """
@@ -115,7 +142,7 @@ def predict_cost(bench: Workbench, wanted: PlanFile | Precision) -> PredictedCos
         target=job.target.name,
         latency_ms=latency,
         weight_bytes=stored,
-        peak_activation_bytes=peak_activation_bytes(graph, precisions, base),
+        peak_activation_bytes=peak(graph, precisions, base),
         layers=tuple(
             LayerCost(
                 layer.name,

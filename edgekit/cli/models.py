@@ -195,7 +195,12 @@ def plan(
 
 def predict(
     model: Model,
-    target: Target,
+    target: Annotated[
+        str,
+        typer.Option(
+            "--target", help="The board: see `edgekit targets`. Several: a,b,c; every board: all.", metavar="NAME"
+        ),
+    ],
     precision: Annotated[
         str, typer.Option("--precision", help="Everything in this precision: fp32, bf16, fp16, int8, w8.")
     ] = "fp32",
@@ -212,12 +217,34 @@ def predict(
     """Predict latency, weight size and peak activations of MODEL on a board; needs no samples.
 
     edgekit predict model.onnx --target host --precision int8
+
+    edgekit predict model.onnx --target all
     """
     from edgekit import api, results
     from edgekit.reporting import tables
 
     shapes = shapes_of(shape)
     terminal = open_terminal()
+    if target == "all" or "," in target:
+        if host is not None or lab is not None or threads is not None:
+            raise InputError("--host, --lab and --threads go with one target", "name one board with --target")
+        names = () if target == "all" else tuple(filter(None, (word.strip() for word in target.split(","))))
+        if not names and target != "all":
+            raise InputError(f"--target {target!r} names no board", "see edgekit targets")
+        several = api.predict_boards(
+            model,
+            names,
+            precision=precision_of(precision),
+            plan=plan,
+            shapes=shapes,
+            overlays=overlay or (),
+            progress=terminal.progress,
+        )
+        if as_json:
+            print_json(results.unstructure(several))
+        else:
+            tables.print_predictions(several, terminal.out)
+        return
     found = api.predict(
         model,
         target,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from edgekit.catalog import DeviceProfile, Target
     from edgekit.inspection import Inspection
     from edgekit.outcome import PlanResult
-    from edgekit.prediction import PredictedCost
+    from edgekit.prediction import PredictedCost, Predictions
     from edgekit.results import Round
     from edgekit.types import Latency
 
@@ -155,6 +155,29 @@ def print_prediction(found: PredictedCost, console: Console) -> None:
     console.print(rows)
     if len(found.layers) > len(dearest):
         say(console, f"and {len(found.layers) - len(dearest)} cheaper layers")
+
+
+def print_predictions(found: Predictions, console: Console) -> None:
+    """A row for each board, the fastest first; those without a number, and why, below."""
+    rows = table(
+        ("target", "ms", "90 % interval", "weights", "peak activations"), ("ms", "weights", "peak activations")
+    )
+    numbered = [(one.latency_ms.value, one) for one in found.boards if one.latency_ms.value is not None]
+    for value, one in sorted(numbered, key=lambda row: row[0]):
+        low, high = one.latency_ms.low, one.latency_ms.high
+        reach = "" if low is None or high is None else f"{low:.3g}..{high:.3g}"
+        bytes_ = (f"{count(one.weight_bytes)}B", f"{count(one.peak_activation_bytes)}B")
+        add(rows, one.target, f"{value:.3g}", reach, *bytes_)
+    say(console, f"[bold]{safe(found.model)}[/], latency predicted from what was measured on each board or its like")
+    console.print(rows)
+    why: dict[str, list[str]] = {}
+    for one in found.boards:
+        if one.latency_ms.value is None:
+            why.setdefault(one.latency_ms.source, []).append(one.target)
+    for name, reason in found.refused.items():
+        why.setdefault(reason, []).append(name)
+    for reason, names in why.items():
+        say(console, f"none for {safe(', '.join(names))}: {safe(reason)}")
 
 
 def print_plan(found: PlanResult, console: Console) -> None:
