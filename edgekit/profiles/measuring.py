@@ -7,6 +7,7 @@ import math
 import tempfile
 import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -213,14 +214,10 @@ def _measured(
                 (name, precision): _floats(lab, graphs[name], nodes) if precision is _INT8 else frozenset()
                 for (name, precision), nodes in executed.items()
             }
-            # Deployments give no pairs to a layer that computes in float all the same: that is what is timed.
-            mixed = {
-                (name, precision): lab.artifact(graphs[name], plan, base)
-                for (name, precision), apart in floats.items()
-                if apart and (plan := _without(lab.int8(graphs[name]), apart))
-            }
-            contestants |= mixed
-            executed |= lab.profile(mixed, graphs) if mixed else {}
+            mixed = _mixed(lab, graphs, floats, base)
+            again = lab.profile(mixed, graphs) if mixed else {}
+            contestants |= {key: mixed[key] for key in again}
+            executed |= again
             racing = {
                 key: one
                 for key, one in contestants.items()
@@ -260,6 +257,19 @@ def _floats(lab: _Bench, graph: Graph, nodes: tuple[ExecutedNode, ...]) -> froze
     return frozenset(
         layer.name for layer in graph.layers if not backend.executes_as(_INT8, executed.get(layer.name, ""))
     )
+
+
+def _mixed(
+    lab: _Bench, graphs: Mapping[str, Graph], floats: Mapping[_Contestant, Collection[str]], base: Precision
+) -> dict[_Contestant, Artifact]:
+    """The int8 networks as deployments write them: a layer that computes in float all the same has no pairs."""
+    found: dict[_Contestant, Artifact] = {}
+    for (name, precision), apart in floats.items():
+        plan = _without(lab.int8(graphs[name]), apart) if apart else {}
+        if plan:
+            with suppress(InputError):  # one that cannot be converted so stays as it was
+                found[name, precision] = lab.artifact(graphs[name], plan, base)
+    return found
 
 
 def _without(plan: Mapping[str, Precision], layers: Collection[str]) -> dict[str, Precision]:

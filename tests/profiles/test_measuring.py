@@ -21,11 +21,12 @@ from edgekit.errors import DeviceError, InputError
 from edgekit.graph import load
 from edgekit.job import open_device
 from edgekit.profiles import own as own_profile
-from edgekit.profiles.measuring import _Bench, _complete, _measured, measure_profile
+from edgekit.profiles.measuring import _Bench, _complete, _floats, _measured, _mixed, measure_profile
 from edgekit.progress import Silent
 from edgekit.types import Kind, Precision
 from tests.command import Desk
 from tests.devices.sshd import running_board
+from tests.quantized import host
 
 FEW = ("call/empty", "conv3x3/32x56", "depthwise/192x28", "attention/4x40x32")
 FP32, INT8 = Precision.FP32, Precision.INT8
@@ -110,6 +111,23 @@ def test_networks_that_the_converter_refuses_are_left_out(tmp_path: Path, monkey
     assert [row.network for row in timed] == [names[0], names[2]]
     with pytest.raises(InputError, match="it misreads groups"):
         _measured(lab, [names[1]], [FP32], {}, Silent())
+
+
+def test_int8_networks_are_timed_as_deployments_write_them(session_cache: Path) -> None:
+    """Products of activations compute in float whatever pairs stand before them: what is timed has none there."""
+    lab, name = _Bench(host(), "test"), "block/encoder64x128"
+    graph = lab.network(micro.build(name))
+    apart = frozenset(layer.name for layer in graph.layers if not layer.weights)
+    assert apart
+    paired = lab.artifact(graph, lab.int8(graph), Precision.FP32)
+    key = name, Precision.INT8
+    mixed = _mixed(lab, {name: graph}, {key: apart, (name, Precision.FP32): frozenset()}, Precision.FP32)
+    assert list(mixed) == [key]
+    before, after = (lab.profile({key: one}, {name: graph})[key] for one in (paired, mixed[key]))
+    assert len(after) < len(before), "nothing is converted around them"
+    assert _floats(lab, graph, after) == _floats(lab, graph, before) == apart
+    everything = frozenset(layer.name for layer in graph.layers)
+    assert not _mixed(lab, {name: graph}, {key: everything}, Precision.FP32)
 
 
 def test_an_emulated_board_is_refused() -> None:
