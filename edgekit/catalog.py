@@ -333,7 +333,7 @@ def _converter() -> Converter:
         if not isinstance(value, str) or value not in known:
             close = nearest(value, known) if isinstance(value, str) else ""
             meant = f" (did you mean {close!r}?)" if close else ""
-            raise ValueError(f"must be one of {', '.join(known)}, not {value!r}{meant}")
+            raise ValueError(f"must be one of {', '.join(filter(None, known))}, not {value!r}{meant}")
         return known[known.index(value)]
 
     def several(value: Any, kind: Any) -> tuple[Any, ...]:

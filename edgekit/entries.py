@@ -24,7 +24,8 @@ class Target:
     where weights may be stored compressed and expanded at load, so that ``--size`` counts the compressed bytes (and few
     values for the weights save size as well); "2:4" where kernels skip two of any four, by the profile's
     ``sparse_speedup``. ``releases`` are those of its system software that the model is made for, where they decide what
-    it may hold (`edgekit.releases`).
+    it may hold (`edgekit.releases`). ``accelerator`` is the part of the device that the network is put on, where its
+    runtime has another by itself: "dla", the deep learning accelerator of a Jetson.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Target:
     threads: int = 1
     sparsity: tuple[Literal["unstructured", "2:4"], ...] = ()
     releases: tuple[str, ...] = ()
+    accelerator: Literal["", "dla"] = ""
 
     def __post_init__(self) -> None:
         _check(self.threads >= 1, "threads", f"must be at least 1, not {self.threads}")
@@ -50,6 +52,9 @@ class Target:
         _check(
             expands or "unstructured" not in self.sparsity, "sparsity", f"{self.backend} cannot expand weights at load"
         )
+        _check(released or not self.accelerator, "accelerator", f"does not go with the backend {self.backend}")
+        skips = self.accelerator and "2:4" in self.sparsity
+        _check(not skips, "sparsity", f'"2:4": nothing says what the {self.accelerator} gains from zeros in fp16')
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def _adapter(target: Target, profile: DeviceProfile | None) -> Backend:
             f"target {target.name}: releases: {strange[0]} does not run on {target.device_profile}",
             f"it runs on GPUs of compute capability {', '.join(releases.releases()[strange[0]].compute)}",
         )
-    return cast(Backend, TensorRT(named, compute, "2:4" in target.sparsity))
+    return cast(Backend, TensorRT(named, compute, "2:4" in target.sparsity, target.accelerator))
 
 
 def open_data(

@@ -458,18 +458,32 @@ def _drop_of(bench: Workbench, scorer: Scorer, planning: Planning, float_score: 
 def _choose_base(
     bench: Workbench, scorer: Scorer, float_score: Score
 ) -> tuple[Precision, Score, tuple[DroppedOption, ...]]:
-    """The fastest float precision that keeps the metric for the whole model; fp32 always does."""
+    """The fastest float precision that keeps the metric for the whole model; fp32 always does.
+
+    Raises `InfeasibleError` where nothing but fp32 does and the target's accelerator has none.
+    """
     ratios, dropped = bench.float_precisions()
     most = bench.job.budget.max_drop
+    least = math.inf
     for precision in ratios:
         if precision is Precision.FP32:
             break
         score = scorer.score(bench.artifact({}, precision), precision.value)
         lost = scorer.drop(float_score, score).value or 0.0
+        least = min(least, lost)
         if within(lost, most):
             return precision, score, dropped
         reason = f"drops the metric by {lost:.4f}; the budget is {most:g}"
         dropped += (DroppedOption(precision.value, "model", reason),)
+    if accelerator := bench.job.target.accelerator:
+        known = math.isfinite(least)
+        raise InfeasibleError(
+            f"nothing would run on the {accelerator}, which has no fp32: "
+            + "; ".join(f"{row.option} {row.reason}" for row in dropped),
+            (f"raise --max-drop to {math.ceil(least * 1000) / 10:g}%, or " if known else "")
+            + "take the target that runs on the board's GPU",
+            {"max_drop": least} if known else {},
+        )
     return Precision.FP32, float_score, dropped
 
 

@@ -162,7 +162,10 @@ def _latency(bench: Workbench, table: CostTable, graph: Graph, precisions: Mappi
     job = bench.job
     if job.device.at_hand:
         return predict_ms(table, graph.edges, precisions)
-    return predict_from_profile(graph, precisions, job.profile, job.target.backend, job.device.threads)
+    target = job.target
+    return predict_from_profile(
+        graph, precisions, job.profile, target.backend, job.device.threads, processor=target.accelerator
+    )
 
 
 def _narrowed(bench: Workbench, table: CostTable, kept: Mapping[str, int]) -> CostTable:

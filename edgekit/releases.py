@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -51,6 +52,19 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Accelerator:
+    """What TensorRT computes on an accelerator beside the GPU, of networks as edgekit writes them; ``lacks`` says why
+    it is no more. The rest stays on the GPU.
+    """
+
+    name: str
+    description: str
+    precisions: tuple[Precision, ...]
+    sources: tuple[str, ...]
+    lacks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Gpu:
     """What TensorRT computes on the GPUs of one architecture; ``lacks`` says why it offers no more."""
 
@@ -72,10 +86,16 @@ def gpu(architecture: str) -> Gpu | None:
     return next((one for one in _facts().gpus if one.architecture == architecture), None)
 
 
+def accelerator(name: str) -> Accelerator:
+    """What is known of the accelerator that a target names."""
+    return next(one for one in _facts().accelerators if one.name == name)
+
+
 def releases_of(target: Target) -> tuple[Release, ...]:
     """The releases that a target names, oldest first.
 
-    Raises `InputError` for one that is not known, or where their networks cannot have one form.
+    Raises `InputError` for one that is not known or cannot use the target's accelerator, or where their networks cannot
+    have one form.
     """
     known = releases()
     for name in target.releases:
@@ -86,6 +106,8 @@ def releases_of(target: Target) -> tuple[Release, ...]:
                 f"did you mean {close!r}?" if close else "name one of these",
             )
     named = tuple(one for one in known.values() if one.name in target.releases)
+    if target.accelerator:
+        _check_accelerator(target, named)
     if len({one.typing for one in named}) > 1:
         raise InputError(
             f"target {target.name}: releases: {', '.join(target.releases)} read networks of different form",
@@ -94,15 +116,38 @@ def releases_of(target: Target) -> tuple[Release, ...]:
     return named
 
 
+def _check_accelerator(target: Target, named: tuple[Release, ...]) -> None:
+    """Every release uses it on that board, and is told by flags which types it may take: up to TensorRT 10 the
+    accelerator knows them from flags alone, and the networks that edgekit writes for 10 allow none.
+    """
+    word, board = target.accelerator, target.device_profile
+    able = [one.name for one in releases().values() if board in one.dla and one.typing == "flags"]
+    hint = (
+        f"there it is used with releases = {json.dumps(able)}"
+        if able
+        else f"leave out the key: {board} is used by its GPU"
+    )
+    for one in named:
+        if board not in one.dla:
+            raise InputError(f"target {target.name}: accelerator: {one.name} has no {word} to use on {board}", hint)
+        if one.typing != "flags":
+            raise InputError(
+                f"target {target.name}: accelerator: networks for {one.name} (TensorRT {one.tensorrt}) carry their "
+                f"own types; edgekit uses the {word} only where TensorRT is told them by flags",
+                hint,
+            )
+
+
 def offered(target: Target) -> Target:
-    """The target without the precisions that its releases lack."""
-    why = _lacking_of_releases(target)
+    """The target without the precisions that its releases or its accelerator lack."""
+    why = _lacking_of_software(target)
     return replace(target, precisions=tuple(one for one in target.precisions if one.value not in why))
 
 
-def _lacking_of_releases(target: Target) -> dict[str, str]:
+def _lacking_of_software(target: Target) -> dict[str, str]:
     old = [one.tensorrt for one in releases_of(target) if one.version < FOUR_BITS_SINCE] if target.releases else []
-    return {Precision.W4.value: f"TensorRT {old[0]} has no 4-bit weights"} if old else {}
+    found = {Precision.W4.value: f"TensorRT {old[0]} has no 4-bit weights"} if old else {}
+    return found | (accelerator(target.accelerator).lacks if target.accelerator else {})
 
 
 def lacking(target: Target, profile: DeviceProfile) -> dict[str, str]:
@@ -113,15 +158,17 @@ def lacking(target: Target, profile: DeviceProfile) -> dict[str, str]:
     part = profile.part("gpu")
     known = gpu(part.architecture) if part is not None else None
     if known is not None:
-        older = {word: why for word, why in _lacking_of_releases(target).items() if word in known.precisions}
-        found |= {word: why for word, why in (known.lacks | older).items() if word not in target.precisions}
+        software = {word: why for word, why in _lacking_of_software(target).items() if word in known.precisions}
+        facts = software if target.accelerator else known.lacks | software
+        found |= {word: why for word, why in facts.items() if word not in target.precisions}
+    if target.accelerator:
+        return found
     if known is not None and "2:4" in known.sparsity and "2:4" not in target.sparsity:
         found["2:4"] = "the GPU has sparse tensor cores, but no published figure says what they gain on this board"
-    with_dla = [one.name for one in releases_of(target) if profile.name in one.dla]
-    if with_dla:
+    by_flags = [one.name for one in releases().values() if one.typing == "flags" and profile.name in one.dla]
+    if by_flags:
         found["dla"] = (
-            f"{', '.join(with_dla)} can move layers to the accelerator; which ones is only known on the board, "
-            "so the GPU alone is planned"
+            f"this target runs on the GPU; {profile.name}-dla puts the network on the {accelerator('dla').description}"
         )
     return found
 
@@ -148,6 +195,7 @@ def version_of(text: str) -> tuple[int, ...]:
 class _Facts:
     releases: tuple[Release, ...]
     gpus: tuple[Gpu, ...]
+    accelerators: tuple[Accelerator, ...]
 
 
 @cache

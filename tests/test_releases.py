@@ -12,7 +12,7 @@ from edgekit.errors import InputError
 from edgekit.job import open_device
 from edgekit.types import Precision
 
-JETSONS = {name: one for name, one in catalog.targets().items() if one.backend == "tensorrt"}
+JETSONS = {name: one for name, one in catalog.targets().items() if one.backend == "tensorrt" and not one.accelerator}
 PROMISED = {f"jetson-{name}" for name in ("nano", "tx2", "xavier-nx", "agx-xavier", "orin-nano", "orin-nx", "thor")}
 
 
@@ -58,7 +58,9 @@ def test_why_something_is_not_offered() -> None:
     assert why == {"int8": "TensorRT has no int8 for compute capability 5.3 (its support matrix)"}
     orin = releases.lacking(JETSONS["jetson-agx-orin"], catalog.device_profile("jetson-agx-orin"))
     assert set(orin) == {"2:4", "fp8", "dla"}
-    assert orin["dla"].startswith("jetpack-6.1, jetpack-7.2.2 can move layers")
+    assert orin["dla"] == (
+        "this target runs on the GPU; jetson-agx-orin-dla puts the network on the deep learning accelerator"
+    )
     assert releases.lacking(catalog.target("host"), catalog.device_profile("host")) == {}
 
 

@@ -53,11 +53,14 @@ _SCHEMA = 1
 
 @dataclass(frozen=True)
 class TensorRT:
-    """The backend for the releases that a target names. ``compute`` is the capability of the target's GPU."""
+    """The backend for the releases that a target names. ``compute`` is the capability of the target's GPU;
+    ``accelerator`` is what computes halves in its place.
+    """
 
     releases: tuple[Release, ...]
     compute: str
     sparsity: bool = False
+    accelerator: str = ""
     version: int = 2  # raised when it writes the same model in another way
     RUNNER: str = RUNNER
     TOOLCHAIN: str = TOOLCHAIN
@@ -142,6 +145,8 @@ class TensorRT:
                 "int8": any(row["precision"] == Precision.INT8.value for row in layers),
                 "sparsity": self.sparsity,
             },
+            # It computes no single precision: a whole model in fp32 is for the GPU.
+            "accelerator": self.accelerator if base is Precision.FP16 else "",
             "layer_precisions": dict.fromkeys(single, "fp32") if self.typing == "flags" else {},
             "single": single,
             "names": own,

@@ -33,6 +33,8 @@ WORKSPACE_MIB = 512  # the most that one layer may use beside its tensors
 # Set aside for the libraries of CUDA, cuDNN and TensorRT: what NVIDIA names at forums.developer.nvidia.com/t/79158.
 LIBRARIES_MIB = 800
 _MIB = 1 << 20
+# Loading an engine takes it too: from 8 on there is no core unless one is named (include/NvInferRuntime.h, setDLACore).
+_DLA_CORE = "--useDLACore=0"
 # The kernel takes no longer argument: MAX_ARG_STRLEN, include/uapi/linux/binfmts.h.
 _LONGEST_ARGUMENT = 128 << 10
 
@@ -100,6 +102,8 @@ def build_flags(version: str, build: Mapping[str, Any]) -> tuple[str, ...]:
         chosen.append("--stronglyTyped")
     if allowed.get("sparsity"):
         chosen.append("--sparsity=enable")
+    if build.get("accelerator"):  # what it cannot compute falls back to the GPU, which would end the build otherwise
+        chosen += [_DLA_CORE, "--allowGPUFallback"]
     return _checked(version, chosen)
 
 
@@ -118,26 +122,27 @@ def _layer_types(version: str, has: frozenset[str], precisions: Mapping[str, str
     return ["--precisionConstraints=obey", f"--layerPrecisions={words}", f"--layerOutputTypes={words}"]
 
 
-def run_flags(version: str, inputs: str) -> dict[str, tuple[str, ...]]:
+def run_flags(version: str, inputs: str, accelerator: str = "") -> dict[str, tuple[str, ...]]:
     """What the engine is run with: ``check`` (one inference, for its outputs), ``time`` (nothing but latency) and
-    ``profile`` (each layer, which slows it down). ``inputs`` is what ``--loadInputs`` takes.
+    ``profile`` (each layer, which slows it down). ``inputs`` is what ``--loadInputs`` takes, ``accelerator`` what the
+    engine was built for beside the GPU.
     """
     has = flags(version)
-    engine = "--loadEngine=built/model.engine"
+    engine = ["--loadEngine=built/model.engine", *([_DLA_CORE] if accelerator else [])]
     transfers = ["--includeDataTransfers"] if "--includeDataTransfers" in has else []
     graph = [] if "--noCudaGraph" in has else ["--useCudaGraph"]  # from 11 on they are what happens anyway
     spin = [] if "--noSpinWait" in has else ["--useSpinWait"]
     no_graph = ["--noCudaGraph"] if "--noCudaGraph" in has else []
     warm_up = f"--warmUp={WARM_UP_MS}"
-    profile = [engine, warm_up, f"--duration={PROFILE_S}", *transfers, *spin, *no_graph]
+    profile = [*engine, warm_up, f"--duration={PROFILE_S}", *transfers, *spin, *no_graph]
     profile.append("--exportProfile=built/profile.json")
     if "--exportLayerInfo" in has:
         profile += ["--exportLayerInfo=built/layers.json", "--profilingVerbosity=detailed"]
     loaded = [f"--loadInputs={inputs}"] if inputs else []
     return {
-        "check": _checked(version, [engine, "--warmUp=0", "--duration=0", "--iterations=1", *transfers, *no_graph]),
+        "check": _checked(version, [*engine, "--warmUp=0", "--duration=0", "--iterations=1", *transfers, *no_graph]),
         "time": _checked(
-            version, [engine, warm_up, *transfers, *graph, *spin, *loaded, "--exportTimes=built/times.json"]
+            version, [*engine, warm_up, *transfers, *graph, *spin, *loaded, "--exportTimes=built/times.json"]
         ),
         "profile": _checked(version, [*profile, *loaded]),
     }
@@ -222,7 +227,8 @@ def _instructions(build: Mapping[str, Any], needs: Mapping[str, int], loads: Seq
         lines += [f"release {release['name']}", f"tensorrt {'.'.join(map(str, number(version)))}"]
         lines += [f"l4t {one}" for one in release["l4t"]]
         lines += [f"build {flag}" for flag in build_flags(version, build)]
-        for word, chosen in run_flags(version, loads[0] if loads else "").items():
+        told = run_flags(version, loads[0] if loads else "", build.get("accelerator", ""))
+        for word, chosen in told.items():
             lines += [f"{word} {flag}" for flag in chosen]
     return "\n".join(lines) + "\n"
 

@@ -26,6 +26,7 @@ BUILD_S = 3600.0  # an engine may take as long
 _ERRORS: Mapping[int, type[EdgekitError]] = {2: InputError, 4: MissingToolError, 5: DeviceError, 7: VerifyError}
 _DIGITS = 5e-6  # trtexec writes six significant digits: half of the last one, as a share of the value
 _NOT_TIMED = "trtexec does not say"
+_NO_TYPES = "this release of trtexec does not tell the types of layers"
 
 
 def reading(run_job: Callable[[Path, dict[str, Any], float], dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -87,10 +88,12 @@ def conformance(rows: Sequence[Mapping[str, Any]], layers: Sequence[Mapping[str,
         if not row["moves"]:
             words |= dict.fromkeys(row["nodes"], row["precision"])
     planned = {row["name"]: Precision(row["precision"]) for row in layers}
-    if not any(words.get(name) for name in planned):
-        return Conformance(len(planned), 0, unknown="this release of trtexec does not tell the types of layers")
     # A region that the compiler fused whole names its first node and its last, and shows no types.
-    missing = "not shown" if any(row["region"] for row in rows) else "no layer of the engine by that name"
+    hidden = any(row["region"] for row in rows)
+    if not any(words.get(name) for name in planned):
+        unknown = "all layers are in regions that show no types" if hidden else _NO_TYPES
+        return Conformance(len(planned), 0, unknown=unknown)
+    missing = "not shown" if hidden else "no layer of the engine by that name"
     mismatches = tuple(
         Mismatch(name, precision, words.get(name) or missing)
         for name, precision in planned.items()

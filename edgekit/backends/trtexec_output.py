@@ -104,7 +104,8 @@ def read_layers(text: str) -> tuple[EngineLayer, ...]:
 def _engine_layer(row: Mapping[str, Any]) -> EngineLayer:
     name = str(row.get("Name", ""))
     copy = re.match(r"Reformatting CopyNode for (?:Input|Output) Tensor \d+ to (.*)", name)
-    region = re.fullmatch(r"\{ForeignNode\[(.+?)\.\.\.(.+)\]\}", name)
+    # A single node is a region too, where an accelerator computes it: github.com/NVIDIA-AI-IOT/jetson_dla_tutorial.
+    region = re.fullmatch(r"\{ForeignNode\[(.+?)(?:\.\.\.(.+))?\]\}", name)
     told = re.findall(r"\[ONNX Layer: ([^\]]+)\]", row.get("Metadata") or "")
     nodes = told or [word.strip() for word in re.split(r" \+ | \|\| |[(),]", copy[1] if copy else name)]
     inputs = [one for one in row.get("Inputs", ()) if isinstance(one, dict)]
@@ -114,8 +115,13 @@ def _engine_layer(row: Mapping[str, Any]) -> EngineLayer:
         executed=_executed(row, inputs),
         moves=copy is not None or row.get("LayerType") in _MOVES,
         reads=tuple(str(one.get("Name", "")) for one in inputs),
-        region=(region[1], region[2]) if region else None,
+        region=(_first_of(region[1]), _first_of(region[2] or region[1])) if region else None,
     )
+
+
+def _first_of(fused: str) -> str:
+    """The node that "fc + fc.bias + ..." begins with."""
+    return fused.split(" + ")[0]
 
 
 def _executed(row: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> str:

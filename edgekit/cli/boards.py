@@ -19,17 +19,19 @@ def targets(
     as_json: Json = False,
 ) -> None:
     """List the boards that --target knows, or show one with its device profile."""
-    from edgekit import catalog, results
+    from edgekit import catalog, releases, results
     from edgekit.reporting import tables
 
     overlays = overlay or ()
     if name is not None:
-        target = catalog.target(name, overlays)
+        target = releases.offered(catalog.target(name, overlays))
         profile = catalog.device_profile(target.device_profile, overlays)
+        lacking = releases.lacking(target, profile)
         if as_json:
-            print_json({"target": results.unstructure(target), "device_profile": results.unstructure(profile)})
+            both = {"target": results.unstructure(target), "device_profile": results.unstructure(profile)}
+            print_json({**both, "lacking": lacking})
         else:
-            tables.print_target(target, profile, open_terminal().out)
+            tables.print_target(target, profile, lacking, open_terminal().out)
             file = catalog.profile_file(target.device_profile, overlays)
             if file.parent == catalog.own_profiles():
                 more = f"edgekit profile --diff --target {name}"

@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from edgekit import releases
 from edgekit.cost.interval import ratio_reach
 from edgekit.cost.measured import FLOAT_PRECISIONS, MeasuredCosts
 from edgekit.cost.profile import cost_table
@@ -35,8 +36,11 @@ _WORTHWHILE = 0.97
 def device_info(target: Target, profile: DeviceProfile, threads: int) -> DeviceInfo:
     """What the profile says of the device."""
     part = processor_of(profile, target)
+    name = profile.description if part is None else part.name
+    if part is None and target.accelerator:
+        name = f"{releases.accelerator(target.accelerator).description} of {profile.name}"
     return DeviceInfo(
-        cpu=profile.description if part is None else part.name,
+        cpu=name,
         threads=threads,
         runtime=target.runtime or target.backend,
         governor="",
@@ -46,7 +50,7 @@ def device_info(target: Target, profile: DeviceProfile, threads: int) -> DeviceI
 
 def processor_of(profile: DeviceProfile, target: Target) -> Processor | None:
     """The part of the device that the target's runtime runs on; None where the profile names none."""
-    return profile.part(_RUNS_ON.get(target.backend, "cpu"))
+    return profile.part(target.accelerator or _RUNS_ON.get(target.backend, "cpu"))
 
 
 def forecast_floats(
@@ -132,7 +136,8 @@ def forecast_costs(
 
 def _floats_of(graph: Graph, target: Target, profile: DeviceProfile, threads: int, base: Precision) -> CostTable:
     wanted = dict.fromkeys((base, Precision.FP32))
-    tables = [cost_table(graph, profile, target.backend, threads, floats=(one,)) for one in wanted]
+    on = target.accelerator  # else the part that the runtime has costs for
+    tables = [cost_table(graph, profile, target.backend, threads, on, floats=(one,)) for one in wanted]
     # Without one for fp32 as well, a latency would be compared with arithmetic.
     return tables[0] if tables[0] and all(tables) else _by_arithmetic(graph, target, profile, threads, base)
 
@@ -171,6 +176,8 @@ def _by_arithmetic(graph: Graph, target: Target, profile: DeviceProfile, threads
     """Options compared by MACs over the processor's peak, where nothing like the board was measured."""
     part = processor_of(profile, target)
     peaks = dict(part.peak_gmacs) if part is not None else {}
+    if target.accelerator and not peaks:  # what runs there goes before what does not: no figure is made of it
+        peaks = dict.fromkeys(releases.accelerator(target.accelerator).precisions, 2.0)
     peaks.setdefault(Precision.FP32, 1.0)
     base = base if base in peaks else Precision.FP32
     names = [layer.name for layer in graph.layers]
@@ -180,5 +187,6 @@ def _by_arithmetic(graph: Graph, target: Target, profile: DeviceProfile, threads
         layer.name: {p: max(layer.macs, 1) / (peaks[p] * share * 1e6) for p in offered} for layer in graph.layers
     }
     anchors = {p: sum(latency[name][p] for name in names) for p in offered}
-    reason = f"no float latencies of boards like {profile.name} with {target.backend} are known: pass --host"
+    on = f" on the {target.accelerator}" if target.accelerator else ""
+    reason = f"no float latencies of boards like {profile.name} with {target.backend}{on} are known: pass --host"
     return CostTable(base, dict.fromkeys(names, base), latency, anchors, 0.0, 1.0, reason, unknown=reason)

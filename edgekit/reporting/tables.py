@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -117,8 +117,8 @@ def print_targets(targets: Iterable[Target], console: Console) -> None:
     console.print(rows)
 
 
-def print_target(target: Target, profile: DeviceProfile, console: Console) -> None:
-    """Everything that is known about a board, with its sources."""
+def print_target(target: Target, profile: DeviceProfile, lacking: Mapping[str, str], console: Console) -> None:
+    """Everything that is known about a board, with its sources; ``lacking``: option -> why it has it not."""
     say(console, f"[bold]{safe(target.name)}[/]  {safe(target.description)}")
     rows = table(("", ""))
     add(rows, "backend", f"{target.backend} ({target.runtime})" if target.runtime else target.backend)
@@ -127,6 +127,10 @@ def print_target(target: Target, profile: DeviceProfile, console: Console) -> No
     add(rows, "may try", ", ".join(precision.value for precision in target.precisions))
     if target.sparsity:
         add(rows, "sparsity", ", ".join(target.sparsity))
+    if target.accelerator:
+        add(rows, "runs on", f"{target.accelerator}; what that does not compute, on the GPU")
+    for option, why in lacking.items():
+        add(rows, f"no {option}", why)
     add(rows, "device profile", f"{profile.name}: {profile.description}")
     add(rows, "channel step", str(profile.channel_step))
     add(rows, "prediction", f"90 % interval of ±{profile.prediction_error:.0%}")

@@ -38,11 +38,13 @@ def requests(typing: str, names_layers: bool) -> list[dict[str, Any]]:
             "typing": typing,
             "flags": {"fp16": fp16, "int8": int8, "sparsity": sparse},
             "layer_precisions": {"conv1": "fp32", "/a/b.c": "fp16"} if layers else {},
+            "accelerator": accelerator,
         }
         for fp16 in choices
         for int8 in choices
         for sparse in choices
         for layers in (choices if names_layers else (False,))
+        for accelerator in ("", "dla")
     ]
 
 
@@ -55,9 +57,10 @@ def test_no_option_that_a_release_does_not_take(version: str) -> None:
     for typing in ("flags",) if number < (10, 0) else ("strong",):
         for request in requests(typing, typing == "flags" and number >= (8, 4)):
             said.update(trtexec.build_flags(version, request))
-    for inputs in ("", "x:vectors/0/0.bin"):
-        for chosen in trtexec.run_flags(version, inputs).values():
+    for inputs, accelerator in (("", ""), ("x:vectors/0/0.bin", ""), ("x:vectors/0/0.bin", "dla")):
+        for chosen in trtexec.run_flags(version, inputs, accelerator).values():
             said.update(chosen)
+    assert {"--useDLACore=0", "--allowGPUFallback"} <= said
     said |= {"--loadInputs=", "--exportOutput=", "--duration="}  # added by the program on the board
     names = {word.partition("=")[0] for word in said}
     assert names <= taken, names - taken
@@ -104,6 +107,19 @@ def test_types_of_single_layers() -> None:
     many = {f"layer_with_a_long_name_{index}": "fp32" for index in range(5000)}
     with pytest.raises(InputError, match="--layerPrecisions for trtexec is too long"):
         trtexec.build_flags("8.5.2", {**request, "layer_precisions": many})
+
+
+def test_an_engine_for_the_accelerator_is_built_and_loaded_with_its_core() -> None:
+    request = {"typing": "flags", "flags": {"fp16": True}, "accelerator": "dla"}
+    assert set(trtexec.build_flags("8.5.2", request)) >= {"--fp16", "--useDLACore=0", "--allowGPUFallback"}
+    for chosen in trtexec.run_flags("8.5.2", "", "dla").values():
+        assert "--useDLACore=0" in chosen
+        assert "--allowGPUFallback" not in chosen
+    for chosen in (
+        trtexec.build_flags("8.5.2", {**request, "accelerator": ""}),
+        *trtexec.run_flags("8.5.2", "").values(),
+    ):
+        assert not any("DLA" in word for word in chosen)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +309,25 @@ def test_a_fused_region_hides_its_types(tmp_path: Path) -> None:
     assert region.precision == "not shown"
     assert last.layers == ("fc",)
     assert not any(trtexec_output.executes_as(precision, "not shown") for precision in Precision)
+
+
+@pytest.mark.parametrize(
+    ("title", "layers"),
+    [
+        ("{ForeignNode[conv1]}", ("conv1",)),
+        ("{ForeignNode[relu1...conv2]}", ("conv2",)),
+        ("{ForeignNode[conv1...fc + fc.bias + (Unnamed Layer* 19) [Shuffle]]}", ("conv1", "conv2", "fc")),
+    ],
+)
+def test_regions_of_an_accelerator(title: str, layers: tuple[str, ...], tmp_path: Path) -> None:
+    """One node can be a region, and the last can be named with what was fused into it (jetson_dla_tutorial)."""
+    body = graph.load(save(float_model(), tmp_path))
+    rows = trtexec_output.rows_of(json.dumps({"Layers": [{**SEEN, "Name": title, "LayerType": "DLA"}]}), None)
+    (region,) = trtexec_output.executed_nodes(rows, body)
+    assert (region.layers, region.precision) == (layers, "not shown")
+    found = trtexec_document.conformance(rows, build_json([NANO])["layers"])
+    assert (found.matched, found.mismatches) == (0, ())
+    assert found.unknown == "all layers are in regions that show no types"
 
 
 def test_names_of_the_file_become_those_of_the_model(tmp_path: Path) -> None:

@@ -34,6 +34,14 @@ ORIN = replace(
     chip="tegra234",
     model="NVIDIA Jetson Orin Nano Developer Kit",
 )
+XAVIER = replace(
+    NANO,
+    l4t="R35 (release), REVISION: 4.1, GCID: 1, BOARD: t186ref",
+    tensorrt="8.5.2",
+    chip="tegra194",
+    model="NVIDIA Jetson Xavier NX Developer Kit",
+    settings={"dla_cores": 2},
+)
 RUNNER = data_root() / "targets/runners/tensorrt.sh"
 LEFT = {"build.log", "engine.key", "lock", "model.engine", "result.json", "samples", "timing.cache"}
 
@@ -131,6 +139,28 @@ def test_every_release(version: str, tmp_path: Path) -> None:
         assert all(row["latency_ms"] > 0 for row in found["nodes"] if not row["moves"])
         board.bench.await_quiet()
         assert board.clocks == "dynamic"
+
+
+def test_on_the_accelerator(tmp_path: Path) -> None:
+    """Its options are taken to build and to run; the layers are in one region, which shows no types."""
+    packed = make_bundle(tmp_path / "out", [XAVIER], 1, "dla")
+    with running_jetson(XAVIER) as board:
+        found = over_ssh(board, packed)
+        assert found["vectors"]["ok"]
+        assert [row["name"] for row in found["nodes"] if not row["moves"]] == ["{ForeignNode[conv1...fc]}"]
+        assert found["conformance"].unknown == "all layers are in regions that show no types"
+        board.bench.await_quiet()
+
+
+def test_a_board_without_an_accelerator_core(tmp_path: Path) -> None:
+    packed = make_bundle(tmp_path / "out", [XAVIER], 1, "dla")
+    with running_jetson(replace(XAVIER, settings={})) as board:
+        error = refused(board, packed)
+        assert str(error) == (
+            "trtexec (build) failed with status 1 on the board: Cannot create DLA engine, 0 not available"
+        )
+        assert (error.exit_code, error.hint) == (5, "its words are in built/build.log there")
+        assert not list(board.folder.rglob("model.engine"))
 
 
 def test_an_engine_is_built_once(jetson: Jetson, bundle: Path) -> None:

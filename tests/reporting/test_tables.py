@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 
 import edgekit
-from edgekit import catalog
+from edgekit import catalog, releases
 from edgekit.api import BenchResult
 from edgekit.graph import Tensor
 from edgekit.inspection import Inspection, LayerReport
@@ -155,7 +155,11 @@ def test_targets_that_ship() -> None:
         assert name in text
     for target in found.values():
         profile = catalog.device_profile(target.device_profile)
-        shown = squeezed(printed(tables.print_target, target, profile))
+        lacking = releases.lacking(target, profile)
+        shown = squeezed(printed(tables.print_target, target, profile, lacking))
+        for option, why in lacking.items():
+            assert f"no {option} {why[:20]}" in shown
+        assert ("runs on dla" in shown) == bool(target.accelerator)
         assert f"prediction 90 % interval of ±{profile.prediction_error:.0%}" in shown
         assert squeezed(profile.evidence)[:40] in shown
         for source in profile.sources:

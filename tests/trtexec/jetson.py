@@ -138,10 +138,10 @@ def float_model() -> bytes:
     return bytes(made.SerializeToString())
 
 
-def build_json(kinds: Sequence[Kind]) -> dict[str, Any]:
-    """What `edgekit.backends.tensorrt` says of that model, for boards of these kinds."""
+def build_json(kinds: Sequence[Kind], accelerator: str = "") -> dict[str, Any]:
+    """What `edgekit.backends.tensorrt` says of that model, for these boards; all in halves for an accelerator."""
     strong = int(kinds[0].tensorrt.split(".")[0]) >= 10
-    planned = {"conv1": "fp16", "conv2": "int8", "fc": "fp32" if strong else "fp16"}
+    planned = {"conv1": "fp16", "conv2": "fp16" if accelerator else "int8", "fc": "fp32" if strong else "fp16"}
     return {
         "schema": 1,
         "base": "fp16",
@@ -152,7 +152,8 @@ def build_json(kinds: Sequence[Kind]) -> dict[str, Any]:
             {"name": f"jetpack-of-{kind.tensorrt}", "l4t": [l4t_of(kind)], "tensorrt": kind.tensorrt} for kind in kinds
         ],
         "refused": [],
-        "flags": {"fp16": not strong, "int8": True, "sparsity": False},
+        "flags": {"fp16": not strong, "int8": not accelerator, "sparsity": False},
+        "accelerator": accelerator,
         "layer_precisions": {},
         "layers": [
             {"name": name, "op_type": "Gemm" if name == "fc" else "Conv", "precision": precision, "output": output}
@@ -171,12 +172,12 @@ def l4t_of(kind: Kind) -> str:
     return f"{words[0]}.{words[1].split('.')[0]}"
 
 
-def make_bundle(out: Path, kinds: Sequence[Kind] = (NANO,), vectors: int = 2) -> Path:
+def make_bundle(out: Path, kinds: Sequence[Kind] = (NANO,), vectors: int = 2, accelerator: str = "") -> Path:
     """A whole bundle, packed as `edgekit deploy` packs it."""
     import onnxruntime as ort
 
-    build = build_json(kinds)
-    content = model(build["typing"] == "strong")
+    build = build_json(kinds, accelerator)
+    content = float_model() if accelerator else model(build["typing"] == "strong")
     session = ort.InferenceSession(content, providers=["CPUExecutionProvider"])
     rng = np.random.default_rng(2)
     inputs = tuple({"x": rng.normal(0, 1, (1, 3, 16, 16)).astype(np.float32)} for _ in range(vectors))

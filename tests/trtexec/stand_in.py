@@ -2,8 +2,9 @@
 release's form, as samples/common/sampleReporting.cpp of the release writes them and the examples of NVIDIA's
 trt-engine-explorer show them. What it computes is right (onnxruntime), its times are made up.
 
-Reads ``stand_in.json`` beside itself: ``version``, ``flags`` (all options of the release), and for tests of faults
-``pause_s`` (how long a build takes), ``fault`` (see `misbehave`) and ``types`` (layers compiled otherwise than asked).
+Reads ``stand_in.json`` beside itself: ``version``, ``flags`` (all options of the release), ``dla_cores`` of the board,
+and for tests of faults ``pause_s`` (how long a build takes), ``fault`` (see `misbehave`) and ``types`` (layers compiled
+otherwise than asked).
 """
 
 from __future__ import annotations
@@ -82,7 +83,14 @@ def build(options: dict[str, str]) -> None:
             raise FailedError("Model missing or format not recognized")
     model_bytes = Path(options["--onnx"]).read_bytes()
     graph = onnx.load_model_from_string(model_bytes).graph
+    core = options.get("--useDLACore", "")
+    if core and int(core) >= SETTINGS.get("dla_cores", 0):
+        raise FailedError(f"Cannot create DLA engine, {core} not available")
+    if core and "--int8" not in options:
+        options = {**options, "--fp16": ""}  # as samples/common/sampleEngines.cpp does
     layers = compiled(graph, options)
+    if core:
+        layers = on_accelerator(layers, "--allowGPUFallback" in options)
     print("&&&& building", file=sys.stderr, flush=True)
     misbehave("build")
     time.sleep(SETTINGS.get("pause_s", 0))
@@ -138,6 +146,20 @@ def compiled(graph: Any, options: dict[str, str]) -> list[dict[str, Any]]:
     return layers
 
 
+def on_accelerator(layers: list[dict[str, Any]], falls_back: bool) -> list[dict[str, Any]]:
+    """What computes halves in a row becomes one region of the accelerator, named as jetson_dla_tutorial shows it."""
+    found: list[dict[str, Any]] = []
+    for layer in layers:
+        if layer["type"] != "fp16" and not falls_back:
+            raise FailedError(f"{layer['nodes'][0]}: is not supported on DLA, and GPU fallback is not enabled")
+        if layer["type"] == "fp16" and found and "region" in found[-1]:
+            found[-1]["region"] += layer["nodes"]
+            found[-1]["output"] = layer["output"]
+        else:
+            found.append({**layer, **({"region": list(layer["nodes"])} if layer["type"] == "fp16" else {})})
+    return found
+
+
 # --- running ----------------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +201,8 @@ def compute(model: bytes, options: dict[str, str]) -> dict[str, Any]:
 
 def run(options: dict[str, str]) -> None:
     head, model = load_engine(options["--loadEngine"])
+    if "--useDLACore" not in options and any("region" in layer for layer in head["layers"]):
+        raise FailedError("the engine needs a DLA core, and none is set")  # by default -1: NvInferRuntime.h, setDLACore
     warm_up_ms = int(options.get("--warmUp", 200))
     graph = "--noCudaGraph" not in options if VERSION >= (11,) else "--useCudaGraph" in options
     spin = "--noSpinWait" not in options if VERSION >= (11,) else "--useSpinWait" in options
@@ -248,6 +272,9 @@ def profile(layers: list[dict[str, Any]]) -> str:
 def title(layer: dict[str, Any]) -> str:
     """With the weight's own quantization until 8.6; Myelin's names from 10 on say nothing for what it fuses."""
     first, *rest = layer["nodes"]
+    if "region" in layer:
+        nodes = layer["region"]
+        return f"{{ForeignNode[{nodes[0]}{'...' + nodes[-1] if len(nodes) > 1 else ''}]}}"
     if layer["type"] == "int8" and VERSION < (10,):
         return " + ".join([f"{first}.weight", f"{first}_weight_QuantizeLinear", *layer["nodes"]])
     if rest and VERSION >= (11,):
@@ -272,10 +299,12 @@ def layer_info(head: dict[str, Any], detailed: bool) -> str:
             "Weights": {"Type": NEWER_FORMATS[layer["type"]], "Count": 864},
             "TacticName": "made_up",
         }
-        if VERSION >= (8, 6):
+        if "region" in layer:
+            row = {key: row[key] for key in ("Name", "Inputs", "Outputs")} | {"LayerType": "DLA"}
+        elif VERSION >= (8, 6):
             row["Metadata"] = "\x1f".join(f"[ONNX Layer: {name}]" for name in layer["nodes"])
         rows.append(row)
-    first = head["layers"][0]["nodes"][0]
+    first = title(head["layers"][0]) if "region" in head["layers"][0] else head["layers"][0]["nodes"][0]
     copy = f"Reformatting CopyNode for Input Tensor 0 to {first}"
     if rows and isinstance(rows[0], dict):
         tensor = {"Location": "Device", "Dimensions": [1, 3, 16, 16], "Format/Datatype": FORMATS["fp32"]}
