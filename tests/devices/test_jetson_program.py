@@ -219,6 +219,22 @@ def test_from_the_model_to_the_board(target: str, kind: Kind, desk: Desk) -> Non
         board.bench.await_quiet()
 
 
+@pytest.mark.slow
+def test_from_the_model_to_the_accelerator(desk: Desk) -> None:
+    """What it computes in halves there is verified; in which types its regions do, nobody tells."""
+    with running_jetson(XAVIER) as board:
+        host = ("--host", "bench", "--lab", board.bench.lab())
+        data = ("--data", "data.npz", "--eval", "eval.npz", "--out", "bundle")
+        deployed = desk.succeed("deploy", "model.onnx", "--target", "jetson-xavier-nx-dla", *data, *host, "--json")
+        assert deployed.document["vectors"]["runtime"] == "tensorrt 8.5.2"
+        found = desk.succeed("bench", "bundle", *host, "--seconds", "1", "--json").document
+        assert found["latency_ms"]["n"] == 150
+        assert any("ForeignNode" in row["name"] for row in found["executed"])
+        assert found["conformance"]["unknown"] == "all layers are in regions that show no types"
+        assert "show no types" in desk.succeed("bench", "bundle", *host, "--seconds", "1").out
+        board.bench.await_quiet()
+
+
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
