@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from edgekit.backends.opsets import opset_of, raise_to
+from edgekit.graph.raising import opset_of, raise_to
 
 HALF, SINGLE = ir.DataType.FLOAT16, ir.DataType.FLOAT
 # QuantizeLinear and DequantizeLinear know halves from here on.

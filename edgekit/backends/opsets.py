@@ -1,7 +1,7 @@
 """An ONNX model at the opset that a parser reads, with the operators that it has: small rewrites that keep every value.
 
-Raising and lowering go by the schemas of the onnx package (https://onnx.ai/onnx/operators/): an operator that did not
-change between two opsets needs nothing, one that only took more types neither.
+Lowering goes by the schemas of the onnx package (https://onnx.ai/onnx/operators/), as `edgekit.graph.raising` does: an
+operator that did not change between two opsets needs nothing, one that only took more types neither.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import onnx
 import onnx_ir as ir
+
+from edgekit.graph.raising import constant_of, opset_of
 
 # From opset 13 to 17 these took more types, or an attribute that changes nothing at the default given here.
 _WIDENED: Mapping[str, tuple[str, int | str] | None] = {
@@ -25,15 +27,7 @@ _WIDENED: Mapping[str, tuple[str, int | str] | None] = {
     "ScatterND": ("reduction", "none"),
     "Shape": ("start", 0),
 }
-# Opset 18 made their axes an input, as ReduceSum's are from 13 on.
-_REDUCTIONS = frozenset(f"Reduce{kind}" for kind in ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod"))
-_REDUCTIONS |= {"ReduceSumSquare"}
 _SMALLEST_HALF = 2.0**-24
-
-
-def opset_of(model: ir.Model) -> int:
-    """The version of the default domain."""
-    return int(model.opset_imports.get("", 1))
 
 
 def too_new(model: ir.Model, opset: int) -> list[tuple[ir.Node, str]]:
@@ -53,19 +47,6 @@ def lower(model: ir.Model, opset: int) -> None:
         if attribute is not None and _since(node, opset_of(model)) > opset:
             node.attributes.pop(attribute[0], None)
     model.opset_imports[""] = opset
-
-
-def raise_to(model: ir.Model, opset: int) -> None:
-    """Rewrite the model for a newer ``opset``, up to 19."""
-    assert opset <= 19
-    if opset_of(model) < 18 <= opset:
-        for node in _nodes(model):
-            if node.op_type in _REDUCTIONS and "axes" in node.attributes:
-                axes = np.array(node.attributes.pop("axes").as_ints(), np.int64)
-                _append_input(node, _constant(node, "axes", axes))
-            elif node.op_type == "Split" and len(node.inputs) == 1:
-                node.attributes["num_outputs"] = ir.AttrInt64("num_outputs", len(node.outputs))
-    model.opset_imports[""] = max(opset, opset_of(model))
 
 
 def spell_out(model: ir.Model, operators: frozenset[str], shrink: Mapping[str, float] | None = None) -> None:
@@ -96,7 +77,7 @@ def _layer_normalization(node: ir.Node, shrink: float = 1.0, least: float = 0.0)
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
     axes = list(range(axis % len(source.shape), len(source.shape)))
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    small = _constant(node, "epsilon", np.float32(max(epsilon * shrink**2, least)))
+    small = constant_of(node, "epsilon", np.float32(max(epsilon * shrink**2, least)))
     made: list[ir.Node] = []
 
     def step(operator: str, part: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
@@ -104,7 +85,7 @@ def _layer_normalization(node: ir.Node, shrink: float = 1.0, least: float = 0.0)
         return made[-1].outputs[0]
 
     if shrink != 1.0:
-        source = step("Mul", "shrunk", source, _constant(node, "shrink", np.float32(shrink)))
+        source = step("Mul", "shrunk", source, constant_of(node, "shrink", np.float32(shrink)))
     mean = step("ReduceMean", "mean", source, axes=axes, keepdims=1)
     centred = step("Sub", "centred", source, mean)
     variance = step("ReduceMean", "variance", step("Mul", "squares", centred, centred), axes=axes, keepdims=1)
@@ -164,24 +145,6 @@ def _since(node: ir.Node, opset: int) -> int:
         return int(onnx.defs.get_schema(node.op_type, opset, "").since_version)
     except onnx.defs.SchemaError:
         return opset
-
-
-def _append_input(node: ir.Node, value: ir.Value) -> None:
-    node.resize_inputs(len(node.inputs) + 1)
-    node.replace_input_with(len(node.inputs) - 1, value)
-
-
-def _constant(node: ir.Node, part: str, array: np.ndarray | np.generic) -> ir.Value:
-    graph = node.graph
-    assert graph is not None
-    root = graph if isinstance(graph, ir.Graph) else graph.graph
-    name = f"{node.name}/{part}"
-    while name in root.initializers:
-        name += "_"
-    value = ir.Value(name=name, const_value=ir.tensor(np.asarray(array), name=name))
-    value.dtype, value.shape = ir.DataType.from_numpy(np.asarray(array).dtype), ir.Shape(np.asarray(array).shape)
-    root.register_initializer(value)
-    return value
 
 
 def _nodes(model: ir.Model) -> list[ir.Node]:

@@ -97,13 +97,14 @@ class TensorRT:
         import onnx_ir as ir
 
         from edgekit.backends import halves, opsets, typed
+        from edgekit.graph import raising
 
         model = ir.serde.deserialize_model(onnx.load_model_from_string(onnx_bytes))
         planned = _planned(model, base)
         typed.sign_codes(model)
         self._spell_out(model, base)
         accepted, refused = self._accepted(model, base)
-        opset = min(opsets.opset_of(model), *(one.opset for one in accepted))
+        opset = min(raising.opset_of(model), *(one.opset for one in accepted))
         opsets.lower(model, opset)
         single = _singles(model, planned) if base is Precision.FP16 else {}
         own = typed.name_plainly(model)
@@ -125,7 +126,7 @@ class TensorRT:
         for node in ir.traversal.RecursiveGraphIterator(shipped.graph):
             node.metadata_props.clear()
         shipped.ir_version = onnx.helper.find_min_ir_version_for(
-            [onnx.helper.make_opsetid("", opsets.opset_of(shipped))]
+            [onnx.helper.make_opsetid("", raising.opset_of(shipped))]
         )
         content = ir.serde.serialize_model(shipped)
         onnx.checker.check_model(content)
@@ -133,7 +134,7 @@ class TensorRT:
             "schema": _SCHEMA,
             "base": base.value,
             "typing": self.typing,
-            "opset": opsets.opset_of(shipped),
+            "opset": raising.opset_of(shipped),
             "compute": self.compute,
             "releases": [
                 {"name": one.name, "l4t": list(one.l4t), "tensorrt": one.tensorrt, "typing": one.typing}
