@@ -5,8 +5,8 @@
 For each model and board the float model and the plan that keeps the metric within 1 % (precisions alone, no pruning):
 the latency that the board's profile predicts with its 90 % interval, or why there is none; the metric of the plan's
 numerics in onnxruntime and their signal to noise against float; and what TensorRT for RTX, compiling for compute
-capability 8.6 without any GPU, made of it: whether it took the model, and of how many layers the kernel is of the
-planned type. That is a proxy for TensorRT on the board, and no latency of anything.
+capability 8.6 (for Thor 12.0) without any GPU, made of it: whether it took the model, and of how many layers the kernel
+is of the planned type. That is a proxy for TensorRT on the board, and no latency of anything.
 """
 
 from __future__ import annotations

@@ -38,7 +38,19 @@ from edgekit.results import (
     Round,
 )
 from edgekit.tables.formulate import weight_bytes
-from edgekit.types import Budget, Candidate, Conformance, Figure, Kind, Mask, MetricResult, Plan, Precision, Predicted
+from edgekit.types import (
+    EIGHT_BITS,
+    Budget,
+    Candidate,
+    Conformance,
+    Figure,
+    Kind,
+    Mask,
+    MetricResult,
+    Plan,
+    Precision,
+    Predicted,
+)
 from edgekit.versions import versions
 from edgekit.workbench.offers import saved_ms
 from edgekit.workbench.stages import Workbench
@@ -256,7 +268,7 @@ def _layer_details(bench: Workbench, planned: Planned, plan: Plan, graph: Graph)
 
 
 def _reason(times_ms: Mapping[Precision, float], taken: Precision, dropped: str) -> str:
-    if taken is Precision.INT8:
+    if taken in EIGHT_BITS:
         return ""
     if dropped:
         return f"no int8: {dropped}"

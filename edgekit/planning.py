@@ -42,7 +42,7 @@ _FAITHFUL = 1.25
 # Times that a plan is made anew for the bytes by which the last one's file was too large.
 _FITTINGS = 3
 # Besides float: what Q/DQ pairs in the hub model can say, so that its loss can be measured.
-_QUANTIZED = (Precision.INT8, Precision.INT16X8, Precision.W8, Precision.W4)
+_QUANTIZED = (Precision.INT8, Precision.FP8, Precision.INT16X8, Precision.W8, Precision.W4)
 
 
 @dataclass(frozen=True)

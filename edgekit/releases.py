@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from edgekit.entries import DeviceProfile, Target
 
 
-# onnx/onnx-tensorrt, docs/Changelog.md: 10.0 EA reads INT4.
-FOUR_BITS_SINCE = (10, 0)
+# onnx/onnx-tensorrt, docs/Changelog.md: 9.0 GA reads FP8, 10.0 EA INT4.
+_SINCE = {Precision.FP8: ((9, 0), "fp8"), Precision.W4: ((10, 0), "4-bit weights")}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ class Release:
         (NVIDIA/TensorRT, samples/common/sampleOptions.cpp of each tag).
         """
         return self.typing == "flags" and self.version >= (8, 4)
+
+    @property
+    def lacks(self) -> dict[str, str]:
+        """Precision -> why its TensorRT does not have it, on any GPU."""
+        return {
+            precision.value: f"TensorRT {self.tensorrt} has no {word}"
+            for precision, (first, word) in _SINCE.items()
+            if self.version < first
+        }
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,11 @@ def gpu(architecture: str) -> Gpu | None:
 def accelerator(name: str) -> Accelerator:
     """What is known of the accelerator that a target names."""
     return next(one for one in _facts().accelerators if one.name == name)
+
+
+def lacks_of(compute: str) -> dict[str, str]:
+    """Precision or other option -> why GPUs of that compute capability do not have it."""
+    return next((one.lacks for one in _facts().gpus if one.compute == compute), {})
 
 
 def releases_of(target: Target) -> tuple[Release, ...]:
@@ -145,8 +159,9 @@ def offered(target: Target) -> Target:
 
 
 def _lacking_of_software(target: Target) -> dict[str, str]:
-    old = [one.tensorrt for one in releases_of(target) if one.version < FOUR_BITS_SINCE] if target.releases else []
-    found = {Precision.W4.value: f"TensorRT {old[0]} has no 4-bit weights"} if old else {}
+    found: dict[str, str] = {}
+    for one in reversed(releases_of(target)):
+        found |= one.lacks
     return found | (accelerator(target.accelerator).lacks if target.accelerator else {})
 
 

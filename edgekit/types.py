@@ -15,6 +15,7 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
     INT8 = "int8"  # 8-bit weights and activations
+    FP8 = "fp8"  # 8-bit floating-point weights and activations (e4m3)
     INT16X8 = "int16x8"  # 8-bit weights, 16-bit activations
     W8 = "w8"  # 8-bit weights, float activations
     W4 = "w4"  # 4-bit weights, float activations
@@ -22,12 +23,16 @@ class Precision(StrEnum):
     @property
     def activation_bits(self) -> int:
         """Bits of one activation element that a layer of this precision reads."""
-        return {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "int16x8": 16, "w8": 32, "w4": 32}[self.value]
+        return {"fp32": 32, "bf16": 16, "fp16": 16, "int8": 8, "fp8": 8, "int16x8": 16, "w8": 32, "w4": 32}[self.value]
 
     @property
     def weight_bits(self) -> int:
         """Bits of one stored weight element."""
-        return {"fp32": 32, "bf16": 32, "fp16": 16, "int8": 8, "int16x8": 8, "w8": 8, "w4": 4}[self.value]
+        return {"fp32": 32, "bf16": 32, "fp16": 16, "int8": 8, "fp8": 8, "int16x8": 8, "w8": 8, "w4": 4}[self.value]
+
+
+#: A layer of these reads tensors that are held in 8 bits: crossing to and from the others takes time.
+EIGHT_BITS = frozenset({Precision.INT8, Precision.FP8})
 
 
 class Mask(StrEnum):

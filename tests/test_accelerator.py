@@ -95,7 +95,7 @@ def test_an_accelerator_that_nobody_knows(tmp_path: Path) -> None:
 def test_a_target_tells_where_it_runs_and_what_is_missing(desk: Desk) -> None:
     told = " ".join(desk.succeed("targets", "jetson-orin-nx-dla").out.split())
     assert "runs on dla; what that does not compute, on the GPU" in told
-    assert "no int8 up to TensorRT 8 the accelerator takes no Q/DQ pairs" in told
+    assert "int8: up to TensorRT 8 the accelerator takes no Q/DQ pairs" in told
     document = desk.succeed("targets", "jetson-nano", "--json").document
     assert document["lacking"]["int8"].startswith("TensorRT has no int8 for compute capability 5.3")
     assert document["target"]["accelerator"] == ""

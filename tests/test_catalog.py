@@ -40,7 +40,7 @@ def refusal(call, *parts: str) -> InputError:
 
 def test_everything_that_ships_is_valid():
     assert set(catalog.recipes()) >= {"npz", "image-classification", "text-line", "audio-16k"}
-    assert {*catalog.targets()["host"].precisions} == {*Precision} - {Precision.INT16X8, Precision.W4}
+    assert {*catalog.targets()["host"].precisions} == {*Precision} - {Precision.INT16X8, Precision.FP8, Precision.W4}
     assert catalog.device_profiles()["host"].channel_step == 16
     assert catalog.target("host").device_profile == "host"
     assert catalog.recipe("text-line").image is not None

@@ -113,3 +113,23 @@ def test_half_precision_is_tried_where_only_arithmetic_compares(tmp_path: Path) 
     assert ratios[FP16] == pytest.approx(0.5)
     assert not dropped
     assert forecast_costs(small, target, profile, 1, FP16, weight_only=False).table.unknown
+
+
+@pytest.mark.slow
+def test_thor_takes_fp8_where_int8_is_too_coarse(desk: Desk) -> None:
+    """Inputs of which a few are a thousand times larger: one step of int8 for all of them loses the small ones."""
+    net = zoo.Net()
+    value = net.input("x", [16, 64])
+    loud = np.where(np.arange(64) % 16, 1.0, 1000.0)
+    value = net.op("MatMul", value, net.weight(net.rng.standard_normal((64, 64)) / loud[:, None]))
+    value = net.op("MatMul", net.op("Relu", value), net.random(64, 32))
+    onnx.save(net.model([value]), desk.folder / "matrices.onnx")
+    np.savez(desk.folder / "rows.npz", x=(net.rng.standard_normal((24, 16, 64)) * loud).astype(np.float32))
+    asked = ("--target", "jetson-thor", "--data", "rows.npz", "--max-drop", "20%", "--no-prune", "--json")
+    done = desk.succeed("deploy", "matrices.onnx", *asked, "--out", "bundle").document
+    assert [layer["precision"] for layer in done["plan"]["layers"]] == ["fp8", "int8"]
+    build = json.loads((desk.folder / "bundle/build.json").read_text())
+    assert [layer["precision"] for layer in build["layers"]] == ["fp8", "int8"]
+    refused = desk.run("predict", "matrices.onnx", "--target", "jetson-agx-orin", "--precision", "fp8")
+    assert refused.code == 2
+    assert "fp8" in refused.complaint[0]

@@ -61,6 +61,10 @@ def test_why_something_is_not_offered() -> None:
     assert orin["dla"] == (
         "this target runs on the GPU; jetson-agx-orin-dla puts the network on the deep learning accelerator"
     )
+    assert orin["fp8"] == "fp8 needs compute capability 8.9 (TensorRT support matrix)"
+    assert releases.lacks_of("8.7")["fp8"] == orin["fp8"]
+    assert releases.lacks_of("no such") == {}
+    assert set(releases.lacking(JETSONS["jetson-thor"], catalog.device_profile("jetson-agx-thor"))) == {"2:4"}
     assert releases.lacking(catalog.target("host"), catalog.device_profile("host")) == {}
 
 
@@ -74,6 +78,12 @@ def test_older_releases_have_no_four_bits() -> None:
     assert releases.offered(catalog.target("host")) == catalog.target("host")
     volta = releases.lacking(JETSONS["jetson-xavier-nx"], catalog.device_profile("jetson-xavier-nx"))
     assert "w4" not in volta
+
+
+def test_what_each_release_has_not() -> None:
+    lacks = {name: set(one.lacks) for name, one in releases.releases().items()}
+    assert lacks["jetpack-4.6"] == lacks["jetpack-5.1"] == {"fp8", "w4"}
+    assert lacks["jetpack-6.1"] == lacks["jetpack-7.0"] == lacks["jetpack-7.2.2"] == set()
 
 
 def test_operators_by_release() -> None:

@@ -27,6 +27,9 @@ BACKENDS = {
 # Stand-ins for a compiler that runs on boards alone.
 PROXIES = {"tensorrt": "edgekit.backends.proxy"}
 
+# Kernels for fp8 read 16 bytes at a time (cuBLAS, cublasLtMatmul; github.com/NVIDIA/CUDALibrarySamples/issues/172).
+_FP8_STEP = 16
+
 Session = Callable[[Mapping[str, "np.ndarray"]], dict[str, "np.ndarray"]]
 
 
@@ -129,7 +132,8 @@ class Proxy(Protocol):
 
 def able(graph: Graph, adapter: Backend, precision: Precision) -> tuple[str, ...]:
     """The layers whose kinds the backend has in a quantized ``precision``; with weights, where only those change.
-    Depthwise convolutions in 4 bits are left out: converters have none, and there is next to nothing to save.
+    Depthwise convolutions in 4 bits are left out: converters have none, and there is next to nothing to save. So are
+    products in fp8 whose second operand has odd sizes.
     """
     initializers = graph.model.graph.initializers
     from edgekit.graph.layers import shape_of
@@ -143,6 +147,12 @@ def able(graph: Graph, adapter: Backend, precision: Precision) -> tuple[str, ...
         grouped = layer.op_type == "Conv" and group is not None and group.as_int() > 1
         if layer.op_type not in kinds or (weight_only and not layer.weights):
             continue
+        if precision is Precision.FP8:
+            second = nodes[layer.name].inputs[1]
+            assert second is not None
+            sizes = shape_of(second)
+            if len(sizes) < 2 or any(size % _FP8_STEP for size in sizes[-2:]):
+                continue
         if precision is Precision.W4:
             last = [shape_of(initializers[name])[-1] for name in layer.weights]
             if grouped or any(size % adapter.four_bit_columns for size in last):

@@ -1,5 +1,5 @@
-"""What TensorRT for RTX makes of a typed model: compiled ahead of time for a desktop GPU of Jetson Orin's generation,
-in the toolchain ``tensorrt-rtx``, without any GPU.
+"""What TensorRT for RTX makes of a typed model: compiled ahead of time for a desktop GPU of the generation of Jetson
+Orin, or of Jetson Thor, in the toolchain ``tensorrt-rtx``, without any GPU.
 
 It shows that TensorRT's parser reads the file and that kernels of the planned types exist for it. It is a proxy, and
 says nothing about a Jetson, nor any latency.
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 TOOLCHAIN = "tensorrt-rtx"
 NAME = "TensorRT for RTX"
 _COMPILE_S = 900.0
+# Compute capability of the board's GPU -> that of the desktop GPU nearest to it; Ampere for what is older.
+_NEAREST = {"11.0": "12.0"}
+_AMPERE = "8.6"
 _FOUR_BITS = "int4"
 # Generated kernels: element-wise operators, and what was fused with them.
 _GENERATED = "kgen"
@@ -43,7 +46,7 @@ class ProxyReport:
 
 
 def compile_proxy(compiled: Artifact) -> ProxyReport:
-    """Compile an artifact of `edgekit.backends.tensorrt` for compute capability 8.6 and read its layer table.
+    """Compile an artifact of `edgekit.backends.tensorrt` for the `capability` of its proxy and read its layer table.
 
     Raises `InputError` where the compiler crashes, `MissingToolError` where the toolchain cannot be had.
     """
@@ -53,7 +56,8 @@ def compile_proxy(compiled: Artifact) -> ProxyReport:
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         path = Path(folder) / "model.onnx"
         path.write_bytes(ir.serde.serialize_model(typed_model(compiled)).SerializeToString())
-        document = toolchains.run(TOOLCHAIN, {"action": "compile", "onnx": str(path)}, _COMPILE_S)
+        job = {"action": "compile", "onnx": str(path), "compute": capability(build)}
+        document = toolchains.run(TOOLCHAIN, job, _COMPILE_S)
     if not document["accepted"]:
         return ProxyReport(False, document["reason"], {}, Conformance(0, 0, unknown=document["reason"]))
     layers = compiled_types(document["layers"], build)
@@ -76,7 +80,7 @@ def compile_proxy(compiled: Artifact) -> ProxyReport:
 
 def remark(compiled: Artifact) -> str:
     """What a report says of the proxy, where no board could be asked."""
-    named = f"{NAME}, a proxy (compiled for compute capability 8.6, run by nobody)"
+    named = f"{NAME}, a proxy (compiled for compute capability {capability(read_build(compiled))}, run by nobody)"
     try:
         report = compile_proxy(compiled)
     except EdgekitError as error:
@@ -87,12 +91,17 @@ def remark(compiled: Artifact) -> str:
     return f"{named}, took the model, {found.matched} of {found.planned} layers in the planned type"
 
 
+def capability(build: Mapping[str, Any]) -> str:
+    """The compute capability that stands for the board's."""
+    return _NEAREST.get(build["compute"], _AMPERE)
+
+
 def compiled_types(rows: Sequence[Mapping[str, Any]], build: Mapping[str, Any]) -> dict[str, str]:
     """Layer -> the type that its kernel reads, of the layers that the table names. A layer that was fused into a
     generated kernel has the narrowest type that this reads; one whose weights stay in 4 bits, `Precision.W4`.
     """
     written = {name: plain for plain, name in build["names"].items()}
-    order = {"int8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
+    order = {"int8": 0, "fp8": 0, "fp16": 1, "bf16": 1, "fp32": 2}
     found: dict[str, str] = {}
     for layer in build["layers"]:
         node = written.get(layer["name"], layer["name"])

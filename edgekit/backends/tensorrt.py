@@ -1,8 +1,8 @@
 """TensorRT on Jetson boards: a typed ONNX model and what its builder must be told. The engine is built on the board.
 
-The precision of every layer stands in the file: Q/DQ pairs of int8 around zero, and halves by casts where the board's
-TensorRT takes types from the file (10 and later). TensorRT 8 gets a float32 file, and the same plan as flags. Here on
-the host onnxruntime computes what either promises.
+The precision of every layer stands in the file: Q/DQ pairs of int8 or fp8 around zero, and halves by casts where the
+board's TensorRT takes types from the file (10 and later). TensorRT 8 gets a float32 file, and the same plan as flags.
+Here on the host onnxruntime computes what either promises.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ types_floats = True
 # "Sub-byte quantization with odd tensor volume is not supported", its builder says, and its parser wants the last even.
 four_bit_columns = 2
 
-runtime_weight_bits = {Precision.FP32: 32, Precision.FP16: 16, Precision.INT8: 8, Precision.W4: 4}
+runtime_weight_bits = {Precision.FP32: 32, Precision.FP16: 16, Precision.INT8: 8, Precision.FP8: 8, Precision.W4: 4}
 # Recurrent layers have no int8 form (onnx-tensorrt, docs/operators.md: FP32 and FP16 only). Transposed convolutions
 # have one there, but TensorRT for RTX 1.7.1 compiled those of PP-OCRv4 det, pairs and all, in fp16.
-# 4-bit weights are those of matrix products (TensorRT developer guide, quantized types: weight-only GEMM).
+# 4-bit weights are those of matrix products (TensorRT developer guide, quantized types: weight-only GEMM). fp8 is for
+# these too: some convolutions have kernels, and the others cannot be built (github.com/NVIDIA/TensorRT/issues/3987).
 quantized_op_types = {
     Precision.INT8: frozenset({"Conv", "Gemm", "MatMul"}),
+    Precision.FP8: frozenset({"Gemm", "MatMul"}),
     Precision.W4: frozenset({"Gemm", "MatMul"}),
 }
 # Measured on a Jetson: github.com/onnxsim/onnxsim/pull/1764. Not behind Q/DQ: github.com/NVIDIA/TensorRT/issues/4694.
@@ -76,7 +78,7 @@ class TensorRT:
 
     @property
     def quantized_op_types(self) -> Mapping[Precision, frozenset[str]]:
-        """Operator types of the layers that may be int8."""
+        """Operator types of the layers that may take each quantized precision."""
         return quantized_op_types
 
     @property
@@ -227,7 +229,7 @@ class TensorRT:
         accepted: list[Release] = []
         refused: dict[str, str] = {}
         for release in self.releases:
-            reason = _refusal(release, model, base)
+            reason = _refusal(release, self.compute, model, base)
             if reason:
                 refused[release.name] = reason
             else:
@@ -280,17 +282,18 @@ def numerics(compiled: Artifact, threads: int) -> Any:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
 
 
-def _refusal(release: Release, model: ir.Model, base: Precision) -> str:
-    """Why a release cannot take the model as it stands, '' where it can."""
+def _refusal(release: Release, compute: str, model: ir.Model, base: Precision) -> str:
+    """Why a release cannot take the model as it stands on GPUs of that capability, '' where it can."""
     from edgekit.backends import opsets
 
     for node in model.graph:
         if not _parses(release, node.op_type):
             return f"TensorRT {release.tensorrt} is not known to read {node.op_type} (node {node.name})"
-    if release.version < facts.FOUR_BITS_SINCE:
-        for node in model.graph:
-            if node.metadata_props.get(PLANNED) == Precision.W4.value:
-                return f"TensorRT {release.tensorrt} has no 4-bit weights (node {node.name})"
+    lacks = facts.lacks_of(compute) | release.lacks
+    for node in model.graph:
+        word = node.metadata_props.get(PLANNED)
+        if word in lacks:
+            return f"{lacks[word]} (node {node.name})"
     new = opsets.too_new(model, release.opset)
     if new:
         node, reason = new[0]

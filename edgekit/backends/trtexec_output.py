@@ -29,6 +29,7 @@ _WORDS = {
     Precision.FP16: "fp16",
     Precision.BF16: "bf16",
     Precision.INT8: "int8",
+    Precision.FP8: "fp8",
     Precision.W4: "int4",
 }
 _MOVES = frozenset({"Reformat", "NoOp", "Signal", "Wait", "Constant", "Shuffle", "Reshape"})

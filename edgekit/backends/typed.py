@@ -39,7 +39,8 @@ def sign_codes(model: ir.Model) -> None:
         point.const_value = ir.tensor(array, name=point.name)
         point.type = ir.TensorType(ir.DataType.INT8)
     for node in body:
-        if node.op_type == "QuantizeLinear":
+        point = node.inputs[2] if node.op_type == "QuantizeLinear" and len(node.inputs) > 2 else None
+        if point is not None and point.dtype is ir.DataType.INT8:
             node.outputs[0].type = ir.TensorType(ir.DataType.INT8)
 
 

@@ -202,7 +202,7 @@ def predict(
         ),
     ],
     precision: Annotated[
-        str, typer.Option("--precision", help="Everything in this precision: fp32, bf16, fp16, int8, w8.")
+        str, typer.Option("--precision", help="Everything in this precision: fp32, bf16, fp16, int8, fp8, w8.")
     ] = "fp32",
     plan: Annotated[
         Path | None, typer.Option("--plan", help="A plan.json, of a bundle or of `edgekit plan`.", metavar="FILE")

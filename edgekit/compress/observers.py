@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,10 +27,13 @@ _CHUNK = 1 << 18  # elements taken to float64 at a time
 
 @dataclass(frozen=True)
 class Range:
-    """The interval that the quantized grid covers. It always holds zero: ``low <= 0 <= high``, both finite."""
+    """The interval that the quantized grid covers. It always holds zero: ``low <= 0 <= high``, both finite. ``peak`` is
+    the largest magnitude that was seen, for grids that reach it at no cost; 0 where nobody asked.
+    """
 
     low: float
     high: float
+    peak: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low <= 0 <= self.high):

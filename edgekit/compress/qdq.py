@@ -9,6 +9,9 @@ https://docs.openvino.ai/2025/documentation/openvino-extensibility/openvino-plug
 - a residual Add between int8 layers reads quantized inputs as well, so that the block never leaves int8;
 - a pair stands before the views and max-poolings that lead to the layer, so that these run in 8 bits too.
 
+fp8 is TensorRT's alone: one scale a tensor, for activations and weights, and the pair right before the operator, where
+TensorRT looks for it (https://github.com/NVIDIA/Model-Optimizer/pull/1289 moves transposes to the other side of it).
+
 Two precisions are TFLite's alone (https://ai.google.dev/edge/litert/conversion/tensorflow/quantization/quantization_spec):
 int16x8 with int16 activations, symmetric over what the 8-bit grid of the tensor spans, and w4 with weights in -7 .. 7,
 clipped where that lowers their squared error, and stored in bytes here.
@@ -22,8 +25,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import onnx_ir as ir
 
+from edgekit.compress import float8
 from edgekit.compress.observers import Range
 from edgekit.compress.weights import Codes, WeightObserver, affine_parameters, quantize_weights, symmetric_parameters
+from edgekit.graph.raising import raise_to
 from edgekit.types import Precision
 
 if TYPE_CHECKING:
@@ -35,9 +40,9 @@ TRANSPARENT = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpos
 _FUSED_ACTIVATIONS = frozenset({"Relu", "Clip"})
 # ONNX has 16-bit pairs since opset 21; onnxruntime has had them in this domain for long.
 CONTRIB = "com.microsoft"
-# Bits of what a layer of that precision reads and writes.
-_ACTIVATION_BITS = {Precision.INT8: 8, Precision.INT16X8: 16}
-_WEIGHTS_QUANTIZED = frozenset({Precision.INT8, Precision.INT16X8, Precision.W8, Precision.W4})
+# Codes of what a layer of that precision reads and writes.
+_GRIDS = {Precision.INT8: ir.DataType.UINT8, Precision.INT16X8: ir.DataType.INT16, Precision.FP8: float8.GRID}
+_WEIGHTS_QUANTIZED = frozenset({*_GRIDS, Precision.W8, Precision.W4})
 # Besides sums: what TFLite computes in int8 as it is, between int8 layers.
 _RESULTS_GLUE = frozenset({"Concat", "GlobalAveragePool", "Mul", "Resize"})
 # Functions of each value: XNNPACK makes one table of a chain of them between two quantized tensors, where pairs inside
@@ -94,7 +99,8 @@ def apply_precisions(
     results: bool = False,
     chosen: Mapping[str, Codes] | None = None,
 ) -> ir.Model:
-    """A copy of the graph in which each layer named in ``precisions`` carries its precision.
+    """A copy of the graph in which each layer named in ``precisions`` carries its precision; at opset 19 where fp8 is
+    planned.
 
     ``ranges`` must hold every tensor of `quantization_points` that integer layers read. Layers that are missing in
     ``precisions``, or are planned in a float precision, stay as they are.
@@ -105,6 +111,8 @@ def apply_precisions(
     precision; all other weights are rounded to the nearest code.
     """
     model = graph.model.clone()
+    if Precision.FP8 in precisions.values():
+        raise_to(model, float8.OPSET)
     body = model.graph
     values = _values(body)
     nodes = {node.name: node for node in body}
@@ -112,29 +120,28 @@ def apply_precisions(
     for layer in graph.layers:
         if precisions.get(layer.name) in _WEIGHTS_QUANTIZED:
             for weight in layer.weights:
-                four_bits = precisions[layer.name] is Precision.W4
                 codes = (chosen or {}).get(layer.name) or _nearest_codes(
-                    body, weight, layer.weight_axis, 4 if four_bits else 8
+                    body, weight, layer.weight_axis, precisions[layer.name]
                 )
                 _write_weight(body, names, nodes[layer.name], weight, layer.weight_axis, codes)
-    bits = {name: _ACTIVATION_BITS[p] for name, p in precisions.items() if p in _ACTIVATION_BITS}
+    grids = {name: _GRIDS[p] for name, p in precisions.items() if p in _GRIDS}
     pairs = _Pairs(body, names, ranges)
     for layer in graph.layers:
-        if layer.name in bits:
+        if layer.name in grids:
             for name in layer.inputs:
-                _read_quantized(nodes[layer.name], values[name], pairs, bits[layer.name])
-    glue = _int8_glue(body, {name for name, width in bits.items() if width == 8}, results)
+                _read_quantized(nodes[layer.name], values[name], pairs, grids[layer.name])
+    glue = _int8_glue(body, {name for name, grid in grids.items() if grid is ir.DataType.UINT8}, results)
     for node in glue:
         for value in _read_by(node):
-            _read_quantized(node, value, pairs, 8)
+            _read_quantized(node, value, pairs, ir.DataType.UINT8)
     if results:
         for layer in graph.layers:
             if layer.name in precisions:
                 nodes[layer.name].metadata_props[PRECISION] = precisions[layer.name].value
         for node in glue:
             node.metadata_props[PRECISION] = Precision.INT8.value
-        for node in (*(nodes[layer.name] for layer in graph.layers if layer.name in bits), *glue):
-            _write_quantized(body, node, pairs, names, bits.get(node.name or "", 8))
+        for node in (*(nodes[layer.name] for layer in graph.layers if layer.name in grids), *glue):
+            _write_quantized(body, node, pairs, names, grids.get(node.name or "", ir.DataType.UINT8))
     if any(node.domain == CONTRIB for node in body):
         body.opset_imports.setdefault(CONTRIB, 1)
     body.sort()
@@ -162,19 +169,21 @@ class _Names:
 
 
 class _Pairs:
-    """The one shared Q/DQ pair of each tensor and width, made when it is first asked for."""
+    """The one shared Q/DQ pair of each tensor and grid, made when it is first asked for."""
 
     def __init__(self, body: ir.Graph, names: _Names, ranges: Mapping[str, Range]) -> None:
         self._body = body
         self._names = names
         self._ranges = ranges
-        self._made: dict[tuple[str, int], ir.Value] = {}  # tensor, bits -> dequantized tensor
-        self._twins: dict[tuple[str, int], ir.Value] = {}  # view of a tensor -> the same view of the dequantized tensor
+        self._made: dict[tuple[str, ir.DataType], ir.Value] = {}  # tensor, grid -> dequantized tensor
+        # view of a tensor, grid -> the same view of the dequantized tensor
+        self._twins: dict[tuple[str, ir.DataType], ir.Value] = {}
 
-    def dequantized(self, value: ir.Value, bits: int) -> ir.Value:
+    def dequantized(self, value: ir.Value, grid: ir.DataType) -> ir.Value:
         name = value.name or ""
-        if (name, bits) not in self._made:
-            scale, zero_point, domain = _pair_parameters(self._ranges[name], bits)
+        if (name, grid) not in self._made:
+            observed = quantization_point(value) if grid is float8.GRID else value
+            scale, zero_point, domain = _pair_parameters(self._ranges[observed.name or ""], grid)
             fresh = self._names.fresh
             parameters = [
                 _initializer(self._body, fresh(f"{name}/scale"), scale),
@@ -193,51 +202,53 @@ class _Pairs:
                 domain=domain,
             )
             self._body.extend([quantize, dequantize])
-            self._made[name, bits] = dequantize.outputs[0]
-        return self._made[name, bits]
+            self._made[name, grid] = dequantize.outputs[0]
+        return self._made[name, grid]
 
-    def through(self, value: ir.Value, bits: int) -> ir.Value:
+    def through(self, value: ir.Value, grid: ir.DataType) -> ir.Value:
         """``value`` as integer readers see it: the views between the quantization point and it are repeated on the
         quantized side, so that float readers of the same tensor are not touched.
         """
         point = quantization_point(value)
-        if value is point:
-            return self.dequantized(value, bits)
+        if value is point or grid is float8.GRID:
+            return self.dequantized(value, grid)
         name = value.name or ""
-        if (name, bits) not in self._twins:
+        if (name, grid) not in self._twins:
             node = value.producer()
             assert node is not None
             source = node.inputs[0]
             assert source is not None
-            inputs = [self.through(source, bits), *node.inputs[1:]]
+            inputs = [self.through(source, grid), *node.inputs[1:]]
             twin = ir.node(node.op_type, inputs, node.attributes, name=self._names.fresh(f"{node.name}/quantized"))
             made = twin.outputs[0]
             made.name, made.shape, made.dtype = self._names.fresh(f"{name}/quantized"), value.shape, ir.DataType.FLOAT
             self._body.append(twin)
-            self._twins[name, bits] = made
-        return self._twins[name, bits]
+            self._twins[name, grid] = made
+        return self._twins[name, grid]
 
 
-def _pair_parameters(bounds: Range, bits: int) -> tuple[np.float32, np.uint8 | np.int16, str]:
+def _pair_parameters(bounds: Range, grid: ir.DataType) -> tuple[np.float32, np.generic, str]:
     """Scale, zero point, and the domain of operators that have such pairs."""
+    if grid is float8.GRID:
+        return float8.scale_of(bounds), grid.numpy().type(0), ""
     scale, zero_point = affine_parameters(bounds)
-    if bits == 8:
+    if grid is ir.DataType.UINT8:
         return scale, np.uint8(zero_point), ""
     ends = Range(-zero_point * float(scale), (255 - zero_point) * float(scale))
-    return symmetric_parameters(ends, bits)[0], np.int16(0), CONTRIB
+    return symmetric_parameters(ends, grid.bitwidth)[0], np.int16(0), CONTRIB
 
 
-def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs, bits: int) -> None:
-    quantized = pairs.through(value, bits)
+def _read_quantized(node: ir.Node, value: ir.Value, pairs: _Pairs, grid: ir.DataType) -> None:
+    quantized = pairs.through(value, grid)
     for index, current in enumerate(node.inputs):
         if current is value:
             node.replace_input_with(index, quantized)
 
 
-def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names, bits: int) -> None:
+def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names, grid: ir.DataType) -> None:
     """Let every reader of a node's result, and the caller of the model, see it quantized."""
     value = result_point(node.outputs[0])
-    dequantized = pairs.dequantized(value, bits)
+    dequantized = pairs.dequantized(value, grid)
     made = dequantized.producer()
     quantize = made.inputs[0].producer() if made is not None and made.inputs[0] is not None else None
     for use in list(value.uses()):
@@ -250,10 +261,13 @@ def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names
             body.outputs[place] = dequantized
 
 
-def _nearest_codes(body: ir.Graph, name: str, axis: int, bits: Literal[8, 4]) -> Codes:
+def _nearest_codes(body: ir.Graph, name: str, axis: int, precision: Precision) -> Codes:
     constant = body.initializers[name].const_value
     assert constant is not None
     array = constant.numpy()
+    if precision is Precision.FP8:
+        return float8.float8_codes(array)
+    bits: Literal[8, 4] = 4 if precision is Precision.W4 else 8
     observer: WeightObserver = "max-abs" if bits == 8 else "mse"
     if axis < 0:  # no output channels (a vector): one scale
         codes, scale = quantize_weights(array.reshape(1, -1), 0, observer, bits=bits)
@@ -266,9 +280,9 @@ def _write_weight(body: ir.Graph, names: _Names, node: ir.Node, name: str, axis:
     codes, scale = weight_codes.codes, weight_codes.scale
     prefix = f"{node.name}/{name}"
     inputs = [
-        _initializer(body, names.fresh(f"{prefix}/int8"), codes),
+        _initializer(body, names.fresh(f"{prefix}/{codes.dtype}"), codes),
         _initializer(body, names.fresh(f"{prefix}/scale"), scale),
-        _initializer(body, names.fresh(f"{prefix}/zero_point"), np.zeros(scale.shape, np.int8)),
+        _initializer(body, names.fresh(f"{prefix}/zero_point"), np.zeros(scale.shape, codes.dtype)),
     ]
     dequantize = _node(
         "DequantizeLinear",
@@ -276,7 +290,7 @@ def _write_weight(body: ir.Graph, names: _Names, node: ir.Node, name: str, axis:
         names.fresh(f"{prefix}/dequantize"),
         ir.DataType.FLOAT,
         weight.shape,
-        axis=None if axis < 0 else axis,
+        axis=None if axis < 0 or not scale.ndim else axis,
     )
     body.append(dequantize)
     for index, current in enumerate(node.inputs):

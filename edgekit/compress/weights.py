@@ -9,7 +9,7 @@ channel, as Nagel et al. 2021 (https://arxiv.org/abs/2106.08295, section 2.4) re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,9 +26,11 @@ WeightObserver = Literal["max-abs", "mse"]
 
 @dataclass(frozen=True, eq=False)
 class Codes:
-    """A weight in whole numbers, with one float32 scale for each of its output channels."""
+    """A weight in whole numbers, with one float32 scale for each of its output channels; or in 8-bit floats, with
+    one for all (`edgekit.compress.float8`).
+    """
 
-    codes: NDArray[np.int8]
+    codes: NDArray[Any]
     scale: NDArray[np.float32]
 
 

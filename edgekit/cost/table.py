@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from edgekit.backends import ExecutedNode
-from edgekit.types import Edge, Figure, Kind, Layer, Precision
+from edgekit.types import EIGHT_BITS, Edge, Figure, Kind, Layer, Precision
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def anchored(times_ms: Mapping[str, float], anchor_ms: float) -> dict[str, float
 
 
 def crossing(edges: Iterable[Edge], precisions: Mapping[str, Precision]) -> list[Edge]:
-    """The edges that pass between an int8 and a float layer (model inputs are float)."""
-    int8 = {name for name, precision in precisions.items() if precision is Precision.INT8}
+    """The edges that pass between a layer of 8 bits and a float one (model inputs are float)."""
+    int8 = {name for name, precision in precisions.items() if precision in EIGHT_BITS}
     return [edge for edge in edges if (edge.producer in int8) != (edge.consumer in int8)]
 
 
@@ -125,6 +125,6 @@ def at_pace(table: CostTable, factor: float) -> CostTable:
 def mac_baseline_ms(table: CostTable, layers: Iterable[Layer], precisions: Mapping[str, Precision]) -> float:
     """The naive prediction that is printed beside ours: between the uniform totals, by the share of MACs in int8."""
     macs = {layer.name: layer.macs for layer in layers}
-    share = sum(macs[name] for name, p in precisions.items() if p is Precision.INT8) / max(1, sum(macs.values()))
+    share = sum(macs[name] for name, p in precisions.items() if p in EIGHT_BITS) / max(1, sum(macs.values()))
     base = table.anchors_ms[table.base]
     return base + share * (table.anchors_ms.get(Precision.INT8, base) - base)

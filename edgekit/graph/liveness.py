@@ -32,7 +32,7 @@ from edgekit.graph.load import Graph
 from edgekit.graph.lowering import lowered
 from edgekit.graph.packing import Block, packed_bytes
 from edgekit.graph.passes import Pass, find_passes
-from edgekit.types import Precision
+from edgekit.types import EIGHT_BITS, Precision
 
 Layers = frozenset[str]
 
@@ -58,9 +58,9 @@ class LiveTensor:
 
     def bytes_in(self, precisions: Mapping[str, Precision], float_bits: int) -> int:
         """What it takes. Layers that ``precisions`` does not name are float."""
-        domains = {"int8" if precisions.get(name) is Precision.INT8 else "float" for name in self.deciders}
+        domains = {"int8" if precisions.get(name) in EIGHT_BITS else "float" for name in self.deciders}
         large = not self.deciders or self.domain in domains
-        large = large and all(precisions.get(name) is Precision.INT8 for name in self.int8_guards)
+        large = large and all(precisions.get(name) in EIGHT_BITS for name in self.int8_guards)
         return self.elements * (self.bytes_large(float_bits) if large else self.small_bytes)
 
     def bytes_large(self, float_bits: int) -> int:
@@ -116,7 +116,7 @@ def lowered_steps(graph: Graph, precisions: Mapping[str, Precision]) -> tuple[tu
     """The tensors and steps of the graph that is left for given precisions: its nodes, quantizers included, in their
     order, and one width for every tensor. Layers that ``precisions`` does not name are float.
     """
-    low = lowered(graph, frozenset(name for name, precision in precisions.items() if precision is Precision.INT8))
+    low = lowered(graph, frozenset(name for name, precision in precisions.items() if precision in EIGHT_BITS))
     flow = low.flow
     tensors: list[LiveTensor] = []
     live: list[list[int]] = [[] for _ in range(2 * len(flow.nodes))]

@@ -182,7 +182,7 @@ def _by_arithmetic(graph: Graph, target: Target, profile: DeviceProfile, threads
     base = base if base in peaks else Precision.FP32
     names = [layer.name for layer in graph.layers]
     share = min(threads, part.cores) / part.cores if part is not None and part.kind == "cpu" else 1.0
-    offered: Sequence[Precision] = [p for p in (base, Precision.INT8, Precision.INT16X8) if p in peaks]
+    offered: Sequence[Precision] = [p for p in (base, Precision.INT8, Precision.FP8, Precision.INT16X8) if p in peaks]
     latency = {
         layer.name: {p: max(layer.macs, 1) / (peaks[p] * share * 1e6) for p in offered} for layer in graph.layers
     }

@@ -129,8 +129,8 @@ def print_target(target: Target, profile: DeviceProfile, lacking: Mapping[str, s
         add(rows, "sparsity", ", ".join(target.sparsity))
     if target.accelerator:
         add(rows, "runs on", f"{target.accelerator}; what that does not compute, on the GPU")
-    for option, why in lacking.items():
-        add(rows, f"no {option}", why)
+    for number, (option, why) in enumerate(lacking.items()):
+        add(rows, "" if number else "not offered", f"{option}: {why}")
     add(rows, "device profile", f"{profile.name}: {profile.description}")
     add(rows, "channel step", str(profile.channel_step))
     add(rows, "prediction", f"90 % interval of ±{profile.prediction_error:.0%}")

@@ -31,7 +31,7 @@ from edgekit.planner import (
 from edgekit.planner.problem import Cells
 from edgekit.tables.channels import PruningTables
 from edgekit.tables.weights import MaskTables, Option
-from edgekit.types import Budget, GroupChoice, Layer, LayerChoice, Mask, Plan, Precision, Predicted
+from edgekit.types import EIGHT_BITS, Budget, GroupChoice, Layer, LayerChoice, Mask, Plan, Precision, Predicted
 
 Losses = Mapping[str, Mapping[Precision, float]]
 
@@ -166,7 +166,7 @@ def formulate(
                 memory_bytes=round(memory.fixed),
                 loss=loss_factor
                 * (losses[layer.name][precision] if mask is Mask.NONE else offered.losses[layer.name][precision, mask]),
-                domain=_INT8 if precision is Precision.INT8 else _FLOAT,
+                domain=_INT8 if precision in EIGHT_BITS else _FLOAT,
                 mask=mask,
             )
             for (precision, mask), time, disk, memory in zip(chosen, latency, stored, resident, strict=True)

@@ -44,7 +44,7 @@ from edgekit.workbench.weights import Masker
 _VERSION = 7
 _SHAPES = 3
 # They read activations in codes, so that ranges must be known.
-_RANGED = (Precision.INT8, Precision.INT16X8)
+_RANGED = (Precision.INT8, Precision.FP8, Precision.INT16X8)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import onnx
 import pytest
 
 from edgekit import catalog
+from edgekit.cost.profile import predict_from_profile
 from edgekit.cost.table import total_ms
 from edgekit.graph import Graph, load
 from edgekit.profiles.forecast import device_info, forecast_costs, forecast_floats
@@ -125,3 +127,30 @@ def test_what_is_predicted_names_its_evidence(desk: Desk) -> None:
         assert figure["low"] < figure["value"] < figure["high"]
     assert "intel-n100" in found["profile"]["evidence"] or "outside" in found["profile"]["evidence"]
     assert all(math.isfinite(row["latency_ms"]) for row in found["layers"] if row["latency_ms"] is not None)
+
+
+def test_fp8_is_taken_to_be_as_fast_as_int8_and_is_for_products_alone(tmp_path: Path) -> None:
+    """Where the profile names its peak; nobody has published a row of it."""
+    net = zoo.Net()
+    value = net.conv(net.input("x", (1, 16, 128, 384)), 16, 16)
+    for _ in range(2):
+        value = net.op("MatMul", value, net.random(384, 384))
+    onnx.save(net.model([value]), tmp_path / "model.onnx")
+    graph = load(tmp_path / "model.onnx")
+    fp8, fp16 = Precision.FP8, Precision.FP16
+    target, profile = catalog.target("jetson-thor"), catalog.device_profile("jetson-agx-thor")
+    table = forecast_costs(graph, target, profile, 1, fp16, weight_only=False).table
+    assert not table.unknown
+    for layer in graph.layers:
+        row = table.latency_ms[layer.name]
+        assert (fp8 in row) == (layer.op_type == "MatMul")
+        assert row.get(fp8, row[INT8]) == row[INT8]
+    assert "fp8: taken to come as near its peak as int8: no published rows here" in table.evidence
+    convolution, *products = (layer.name for layer in graph.layers)
+    plans = [
+        {convolution: fp16, **dict(zip(products, two, strict=True))} for two in ((INT8, INT8), (fp8, INT8), (fp8, fp8))
+    ]
+    whole, mixed, floats = (predict_from_profile(graph, plan, profile, "tensorrt") for plan in plans)
+    assert whole.value == pytest.approx(mixed.value) == pytest.approx(floats.value)
+    orin = catalog.device_profile("jetson-agx-orin")
+    assert predict_from_profile(graph, plans[2], orin, "tensorrt").source.startswith("outside what was measured: fp8")

@@ -158,7 +158,8 @@ def test_targets_that_ship() -> None:
         lacking = releases.lacking(target, profile)
         shown = squeezed(printed(tables.print_target, target, profile, lacking))
         for option, why in lacking.items():
-            assert f"no {option} {why[:20]}" in shown
+            assert f"{option}: {why[:20]}" in shown
+        assert ("not offered" in shown) == bool(lacking)
         assert ("runs on dla" in shown) == bool(target.accelerator)
         assert f"prediction 90 % interval of ±{profile.prediction_error:.0%}" in shown
         assert squeezed(profile.evidence)[:40] in shown

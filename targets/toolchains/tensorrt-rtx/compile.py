@@ -1,7 +1,7 @@
-"""Compiles a typed ONNX model for a GPU of compute capability 8.6 and says what the engine's layers execute.
+"""Compiles a typed ONNX model for a GPU of one compute capability and says what the engine's layers execute.
 
-A job as JSON on stdin: {"action": "check"}, or {"action": "compile", "onnx": path}. One JSON document on stdout. No GPU
-and no driver is needed: the engine is never run.
+A job as JSON on stdin: {"action": "check"}, or {"action": "compile", "onnx": path, "compute": "8.6"}. One JSON document
+on stdout. No GPU and no driver is needed: the engine is never run.
 """
 
 import json
@@ -31,7 +31,7 @@ class _Log(trt.ILogger):
             self.errors.append(message)
 
 
-def _compile(path):
+def _compile(path, compute):
     log = _Log()
     # Each of these is held: on temporaries the parser ends in a segmentation fault.
     builder = trt.Builder(log)
@@ -43,7 +43,7 @@ def _compile(path):
     config = builder.create_builder_config()
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     config.num_compute_capabilities = 1
-    config.set_compute_capability(trt.ComputeCapability.SM86, 0)
+    config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + compute.replace(".", "")), 0)
     begun = time.monotonic()
     plan = builder.build_serialized_network(network, config)
     if plan is None:
@@ -51,7 +51,7 @@ def _compile(path):
     return {
         "accepted": True,
         "reason": "",
-        "compute": "8.6",
+        "compute": compute,
         "version": trt.__version__,
         "engine_bytes": plan.nbytes,
         "build_s": time.monotonic() - begun,
@@ -94,7 +94,7 @@ def main():
         trt.Builder(_Log())
         document = {"version": trt.__version__}
     else:
-        document = _compile(job["onnx"])
+        document = _compile(job["onnx"], job["compute"])
     json.dump(document, sys.stdout)
 
 
