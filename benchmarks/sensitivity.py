@@ -1,13 +1,15 @@
 """Ways to tell what int8 costs each layer of a model: how long the table takes, and how well sums of it rank plans.
 
-    python -m benchmarks.sensitivity [NAME ...] [--plans N] [--nncf-python PATH] [--json FILE]
+    python -m benchmarks.sensitivity [NAME ...] [--plans N] [--judging N] [--nncf-python PATH] [--json FILE]
 
 Each way fills one table, a loss for each layer, from calibration samples. Random plans put each layer into int8 with a
 chance of their own, and run on evaluation samples: their noise at the model's outputs is compared with the sum of their
 layers' losses by Spearman's rank correlation, over plans of all sizes and over plans that quantize about half of the
 layers (size alone ranks the former), and over plans that do so but leave the loudest tenth in float, as plans that keep
 a metric do. Where a Softmax makes the output, noise is measured at its logits too. The row ``ceiling`` is how well the
-noise on every second sample ranks the noise on the rest: no table can be held to more. The ways:
+noise on every second sample ranks the noise on the rest: no table can be held to more. Where layers read rows that
+repeat (`benchmarks.flats`), the last rows tell how it is with biases corrected for them, in tables and plans alike;
+edgekit does not do so. The ways:
 
 - ``edgekit``: relative noise power at the outputs, one layer quantized at a time, where only what depends on the layer
   runs again; what edgekit plans with;
@@ -44,11 +46,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.flats import find_flats, flat_shifts
 from benchmarks.jobs import names_of, open_job, parser
 from benchmarks.peers import nncf_ptq
 from benchmarks.peers.samples import write_calibration
 from benchmarks.zoo import prepare
 from edgekit.backends import able
+from edgekit.compress.cures import shifted
 from edgekit.compress.pieces import part_of
 from edgekit.compress.qdq import apply_precisions
 from edgekit.compress.ranges import observed
@@ -59,7 +63,7 @@ from edgekit.progress import OnConsole
 from edgekit.recipes.samples import Dataset, spread
 from edgekit.sensitivity import (
     SENSITIVITY_SAMPLES,
-    layer_losses,
+    losses_of,
     relative_noise_power,
     sample_losses,
     trial_session,
@@ -82,16 +86,18 @@ _LOUD = 10
 
 @dataclass(frozen=True)
 class Case:
-    """One model, its int8 layers and the samples to estimate on."""
+    """One model, its int8 layers, what their biases gain, and the samples to estimate on."""
 
     graph: Graph
     names: tuple[str, ...]
     ranges: Mapping[str, Any]
     samples: Dataset
+    shifts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def quantized(self, names: Sequence[str]) -> Any:
         """The model with these layers in int8."""
-        return apply_precisions(self.graph, dict.fromkeys(names, Precision.INT8), self.ranges)
+        graph = shifted(self.graph, {name: self.shifts[name] for name in names if name in self.shifts})
+        return apply_precisions(graph, dict.fromkeys(names, Precision.INT8), self.ranges)
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Row:
 
 def by_edgekit(case: Case) -> dict[str, float]:
     """What edgekit plans with."""
-    return layer_losses(case.graph, Precision.INT8, case.names, case.ranges, case.samples)
+    return losses_of(case.graph, lambda name: case.quantized([name]), case.names, case.samples)
 
 
 def by_output(case: Case, measure: Measure = relative_noise_power) -> dict[str, float]:
@@ -177,6 +183,8 @@ WAYS: tuple[tuple[str, int, Estimate], ...] = (
     ("own result", SENSITIVITY_SAMPLES, by_own_result),
     ("Fisher", SENSITIVITY_SAMPLES, by_gradient),
 )
+
+CORRECTED = tuple(one for one in WAYS if one[0] in ("edgekit", "typical sample", "logits"))
 
 
 def divergence(outputs: Outputs, reference: Outputs) -> float:
@@ -323,20 +331,48 @@ def _rank(predicted: Any, measured: Any) -> float:
 
 
 def bench_model(
-    name: str, zoo: Path, target: str, overlays: list[Path], plans: int, nncf: Path | None, log: Console
+    name: str,
+    zoo: Path,
+    target: str,
+    overlays: list[Path],
+    plans: int,
+    judging: int,
+    nncf: Path | None,
+    log: Console,
 ) -> list[Row]:
     """The rows of one model."""
     entry = prepare(name, zoo)
     job = open_job(entry, target, overlays, OnConsole(log), 0.01)
     names = able(job.graph, job.device.backend, Precision.INT8)
     bench = Workbench(job)
-    judged = spread(job.data.evaluation, 2 * SENSITIVITY_SAMPLES)
+    begun = time.perf_counter()
+    samples = spread(job.data.calibration, SENSITIVITY_SAMPLES)
+    shifts = flat_shifts(job.graph, find_flats(job.graph, names, bench.ranges, samples), bench.ranges)
+    rows = [Row(name, "find what repeats", SENSITIVITY_SAMPLES, time.perf_counter() - begun)]
+    case = Case(job.graph, names, bench.ranges, spread(job.data.evaluation, judging))
+    rows += _ranked(name, case, job.data.calibration, WAYS, plans, log)
+    if shifts:
+        found = _ranked(name, replace(case, shifts=shifts), job.data.calibration, CORRECTED, plans, log)
+        rows += [replace(row, way=f"{row.way}, biases corrected") for row in found]
+    if nncf is not None:
+        rows.append(_timed_nncf(name, entry.model, bench, nncf))
+    return rows
+
+
+def _ranked(
+    name: str,
+    judged: Case,
+    calibration: Dataset,
+    ways: Sequence[tuple[str, int, Estimate]],
+    plans: int,
+    log: Console,
+) -> list[Row]:
+    """The ceiling's row and one for each way, held against what random plans do on the samples of ``judged``."""
     rows, tables = [], {}
-    for way, count, estimate in WAYS:
-        case = Case(job.graph, names, bench.ranges, spread(job.data.calibration, count))
+    for way, count, estimate in ways:
         begun = time.perf_counter()
         try:
-            tables[way, count] = estimate(case)
+            tables[way, count] = estimate(replace(judged, samples=spread(calibration, count)))
         except (ImportError, RuntimeError) as error:
             rows.append(Row(name, way, count, none=" ".join(str(error).split())[:200]))
             continue
@@ -344,24 +380,21 @@ def bench_model(
         log.print(f"{name}, {way}, {count} samples: {rows[-1].seconds:.1f} s", markup=False)
     known = tables.get(("logits", SENSITIVITY_SAMPLES)) or tables["edgekit", SENSITIVITY_SAMPLES]
     drawn = {
-        "any share": random_plans(names, plans, half=False),
-        "half": random_plans(names, plans, half=True),
+        "any share": random_plans(judged.names, plans, half=False),
+        "half": random_plans(judged.names, plans, half=True),
         "half, quiet": random_plans(quiet(known), plans, half=True),
     }
     ceiling: dict[str, float] = {}
     ranks: dict[tuple[str, int], dict[str, float]] = {one: {} for one in tables}
     for kind, some in drawn.items():
-        for place, noise in noises(Case(job.graph, names, bench.ranges, judged), some).items():
+        for place, noise in noises(judged, some).items():
             column = f"{kind}, {place}"
             ceiling[column] = _rank(noise[:, ::2].mean(axis=1), noise[:, 1::2].mean(axis=1))
             for one, losses in tables.items():
                 ranks[one][column] = _rank([sum(losses[layer] for layer in plan) for plan in some], noise.mean(axis=1))
         log.print(f"{name}: {len(some)} plans measured, {kind}", markup=False)
     rows = [replace(row, ranks=ranks.get((row.way, row.samples), {})) for row in rows]
-    rows.insert(0, Row(name, "ceiling", SENSITIVITY_SAMPLES, None, ceiling))
-    if nncf is not None:
-        rows.append(_timed_nncf(name, entry.model, bench, nncf))
-    return rows
+    return [Row(name, "ceiling", len(judged.samples) // 2, None, ceiling), *rows]
 
 
 def _timed_nncf(name: str, model: Path, bench: Workbench, python: Path) -> Row:
@@ -391,6 +424,8 @@ def main() -> int:
     """The program."""
     made = parser("python -m benchmarks.sensitivity", __doc__ or "")
     made.add_argument("--plans", type=int, default=40, metavar="N", help="random plans of each kind")
+    judging = 2 * SENSITIVITY_SAMPLES
+    made.add_argument("--judging", type=int, default=judging, metavar="N", help="evaluation samples they run on")
     made.add_argument("--nncf-python", type=Path, metavar="PATH")
     arguments = made.parse_args()
     log, console = Console(stderr=True), Console(width=120)
@@ -405,6 +440,7 @@ def main() -> int:
                 arguments.target,
                 arguments.overlay,
                 arguments.plans,
+                arguments.judging,
                 arguments.nncf_python,
                 log,
             )

@@ -120,7 +120,7 @@ def apply_precisions(
     for layer in graph.layers:
         if precisions.get(layer.name) in _WEIGHTS_QUANTIZED:
             for weight in layer.weights:
-                codes = (chosen or {}).get(layer.name) or _nearest_codes(
+                codes = (chosen or {}).get(layer.name) or nearest_codes(
                     body, weight, layer.weight_axis, precisions[layer.name]
                 )
                 _write_weight(body, names, nodes[layer.name], weight, layer.weight_axis, codes)
@@ -261,7 +261,8 @@ def _write_quantized(body: ir.Graph, node: ir.Node, pairs: _Pairs, names: _Names
             body.outputs[place] = dequantized
 
 
-def _nearest_codes(body: ir.Graph, name: str, axis: int, precision: Precision) -> Codes:
+def nearest_codes(body: ir.Graph, name: str, axis: int, precision: Precision) -> Codes:
+    """The codes of the initializer ``name`` by rounding alone, one scale an index of ``axis``; one in all where < 0."""
     constant = body.initializers[name].const_value
     assert constant is not None
     array = constant.numpy()
