@@ -353,7 +353,7 @@ def bench(
     target = catalog.target(result.target, overlays)
     known = catalog.device_profile(target.device_profile, overlays)
     told = progress or Silent()
-    re_anchoring.learn_from_bench(result, latency, known, target.backend, threads, told, overlays)
+    re_anchoring.learn_from_bench(result, latency, known, target, threads, told, overlays)
     facts = {"before": document["before"], "after": document["after"]}
     held = read_conditions(document["conditions"])
     found = document.get("conformance")

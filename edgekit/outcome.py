@@ -23,6 +23,7 @@ from edgekit.profiles.re_anchoring import demand_of
 from edgekit.results import (
     Blame,
     DataInfo,
+    Demand,
     DeployResult,
     DeviceInfo,
     DroppedOption,
@@ -156,7 +157,15 @@ def assemble(
         prices=_prices(job, chosen),
         conditions=held,
         demand=demand_of(job.graph),
+        plan_demand=_plan_demand(bench, chosen, taken),
     )
+
+
+def _plan_demand(bench: Workbench, chosen: Contestant, taken: Mapping[str, Precision]) -> Demand | None:
+    """What the plan that ships asks of a device; None of another candidate, and where zeros make it faster."""
+    if chosen.planned is None or chosen.masks:
+        return None
+    return demand_of(bench.graph_of(chosen.kept), taken)
 
 
 def _data_info(job: Job) -> DataInfo:

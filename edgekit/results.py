@@ -233,7 +233,8 @@ class Prediction:
 @dataclass(frozen=True)
 class KernelCount:
     """``count`` equal kernels of a model: what each multiplies, reads, has as weights and writes; its operator, loops
-    (`edgekit.cost.work.Shape`) and the functions that are computed inside.
+    (`edgekit.cost.work.Shape`) and the functions that are computed inside; its precision, where a plan's are
+    told.
     """
 
     kind: str
@@ -245,12 +246,13 @@ class KernelCount:
     op: str = ""
     shape: tuple[int, ...] = ()
     functions: tuple[str, ...] = ()
+    precision: str = ""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What the unmodified model asks of a device, so that its costs can be predicted without its graph.
-    ``int8_crossing_elements`` pass between float and int8 where all layers are int8.
+    """What a model asks of a device, so that its costs can be predicted without its graph. ``int8_crossing_elements``
+    pass between float and int8: in the plan, or where all layers are int8.
     """
 
     kernels: tuple[KernelCount, ...]
@@ -264,7 +266,8 @@ class DeployResult:
     ``chosen`` names the candidate that ships; ``candidates`` holds ``float`` first. ``prediction`` is None when the
     plan was not raced. ``created`` is an ISO 8601 time in UTC; ``versions`` are those of edgekit and its libraries.
     ``conditions`` are those of the race that the candidates' latencies come from. ``vectors`` is what the board made of
-    the test vectors, None where they ran on this machine alone. ``demand`` is None in results of earlier versions.
+    the test vectors, None where they ran on this machine alone. ``demand`` is the unmodified model's, None in results
+    of earlier versions; ``plan_demand`` that of what ships, where it is a plan of which costs can tell.
     """
 
     target: str
@@ -294,6 +297,7 @@ class DeployResult:
     conditions: Conditions | None = None
     vectors: VectorsCheck | None = None
     demand: Demand | None = None
+    plan_demand: Demand | None = None
     schema: str = SCHEMA
 
     def candidate(self, name: str) -> Candidate | None:

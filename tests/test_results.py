@@ -21,7 +21,7 @@ from tests.reporting.sample_result import pruned_result, sample_result, with_con
 GOLDEN = Path(__file__).parent / "reporting/golden/deploy.json"
 # Fields that came after the first documents were written: who wrote those knew nothing of them.
 ADDED = {
-    "": ("warnings", "groups", "fixed", "prices", "conditions", "vectors", "demand"),
+    "": ("warnings", "groups", "fixed", "prices", "conditions", "vectors", "demand", "plan_demand"),
     "device": ("power_mode",),
     "plan": ("groups", "compressed"),
     "layers": ("mask",),

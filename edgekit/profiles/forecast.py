@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgekit import releases
 from edgekit.cost.interval import ratio_reach
@@ -28,7 +28,7 @@ _WEIGHT_ONLY = (Precision.W8, Precision.W4)
 # on x86, and nobody has measured them on a board.
 _SLOW = {"tflite": frozenset({Precision.W4})}
 # The kind of processor that a runtime uses, where it is not the CPU.
-_RUNS_ON = {"tensorrt": "gpu"}
+_RUNS_ON: dict[str, Literal["cpu", "gpu", "dla"]] = {"tensorrt": "gpu"}
 # A float precision must be worth its loss.
 _WORTHWHILE = 0.97
 
@@ -48,9 +48,14 @@ def device_info(target: Target, profile: DeviceProfile, threads: int) -> DeviceI
     )
 
 
+def kind_of(target: Target) -> Literal["cpu", "gpu", "dla"]:
+    """The kind of processor that the target's runtime runs on."""
+    return target.accelerator or _RUNS_ON.get(target.backend, "cpu")
+
+
 def processor_of(profile: DeviceProfile, target: Target) -> Processor | None:
     """The part of the device that the target's runtime runs on; None where the profile names none."""
-    return profile.part(target.accelerator or _RUNS_ON.get(target.backend, "cpu"))
+    return profile.part(kind_of(target))
 
 
 def forecast_floats(

@@ -12,10 +12,11 @@ import pytest
 
 from edgekit import catalog
 from edgekit.cost import micro
+from edgekit.cost.anchoring import re_anchor
 from edgekit.cost.profile import predict_from_profile
 from edgekit.entries import Anchor
 from edgekit.job import Job, prepare
-from edgekit.profiles.re_anchoring import anchors_of, demand_of, learn, learn_from_bench
+from edgekit.profiles.re_anchoring import Measured, anchors_of, anchors_of_plan, demand_of, learn, learn_from_bench
 from edgekit.progress import Silent
 from edgekit.results import Demand, ModelInfo
 from edgekit.types import Candidate, Kind, Latency, MetricResult, Precision
@@ -49,14 +50,15 @@ def test_only_whole_and_uniform_models_are_anchors(job: Job) -> None:
         candidate("fp16", {"fp16": count}, 50.0),  # the profile has no costs for it
     ]
     demand = demand_of(graph)
-    found = anchors_of(demand, graph.sha256, rows, profile, "tflite", 4, DAY)
+    found = anchors_of(demand, graph.sha256, rows, Measured(profile, job.target, 4, DAY))
     assert [(row.precision, row.measured_ms) for row in found] == [(Precision.FP32, 50.0), (Precision.INT8, 20.0)]
     assert {row.model for row in found} == {graph.sha256}
     for row in found:
         plan = {layer.name: row.precision for layer in graph.layers}
         told = predict_from_profile(graph, plan, profile, "tflite", 4)
         assert row.predicted_ms == pytest.approx(told.value), "without its graph as with it"
-    assert anchors_of(demand, graph.sha256, rows, profile, "openvino", 4, DAY) == ()
+    other = replace(job.target, backend="openvino")
+    assert anchors_of(demand, graph.sha256, rows, Measured(profile, other, 4, DAY)) == ()
 
 
 def test_it_is_stored_and_the_next_prediction_is_nearer(job: Job) -> None:
@@ -92,6 +94,7 @@ class Shipped:
 
     one: Candidate
     demand: Demand | None
+    plan_demand: Demand | None = None
     chosen: str = "shipped"
 
     @property
@@ -102,9 +105,11 @@ class Shipped:
         return self.one
 
 
-def bench(job: Job, one: Candidate, demand: Demand | None, ms: float = 50.0) -> tuple[Anchor, ...]:
-    result: Any = Shipped(one, demand)
-    return learn_from_bench(result, Latency(ms, ms, ms, 10), job.profile, "tflite", 4, Silent())
+def bench(
+    job: Job, one: Candidate, demand: Demand | None, ms: float = 50.0, plan: Demand | None = None
+) -> tuple[Anchor, ...]:
+    result: Any = Shipped(one, demand, plan)
+    return learn_from_bench(result, Latency(ms, ms, ms, 10), job.profile, job.target, 4, Silent())
 
 
 def test_a_bundle_measured_again_teaches_as_a_race_does(job: Job) -> None:
@@ -116,3 +121,36 @@ def test_a_bundle_measured_again_teaches_as_a_race_does(job: Job) -> None:
     assert bench(job, candidate("plan", {"int8": 1, "fp32": count - 1}, 1.0), demand) == ()
     assert bench(job, candidate("int8", {"int8": count}, 1.0), None) == ()
     assert catalog.device_profile(PI).anchors == (found,)
+
+
+def test_a_plan_teaches_the_costs_of_what_most_of_it_is_in(job: Job) -> None:
+    """As if its graph were known; and it is a network of its own beside the model."""
+    graph, profile = job.graph, job.profile
+    names = [layer.name for layer in sorted(graph.layers, key=lambda layer: layer.macs)]
+    plan = {name: Precision.FP32 if name == names[0] else Precision.INT8 for name in names}
+    count = {"fp32": 1, "int8": len(names) - 1}
+    demand = demand_of(graph, plan)
+    (found,) = bench(job, candidate("plan", count, 1.0), demand_of(graph), plan=demand)
+    assert (found.precision, found.processor, found.threads) == (Precision.INT8, "cpu", 4)
+    assert found.model != graph.sha256
+    assert found.predicted_ms == pytest.approx(predict_from_profile(graph, plan, profile, "tflite", 4).value)
+    assert catalog.device_profile(PI).anchors == (found,)
+    (again,) = anchors_of_plan(demand, 40.0, Measured(profile, job.target, 4, DAY))
+    assert (again.model, again.predicted_ms) == (found.model, found.predicted_ms)
+
+
+def test_a_jetson_teaches_the_costs_of_its_gpu(tmp_path: Path) -> None:
+    onnx.save(micro.build("block/basic24x48"), tmp_path / "net.onnx")
+    job = prepare(tmp_path / "net.onnx", "jetson-xavier-nx", use_synthetic=True)
+    plan = {layer.name: Precision.FP16 for layer in job.graph.layers}
+    predicted = predict_from_profile(job.graph, plan, job.profile, "tensorrt", processor="gpu")
+    assert predicted.value is not None
+    measured = Measured(job.profile, job.target, 1, DAY)
+    (found,) = anchors_of_plan(demand_of(job.graph, plan), 2 * predicted.value, measured)
+    assert (found.runtime, found.processor, found.precision, found.threads) == ("tensorrt", "gpu", Precision.FP16, 0)
+    learnt = re_anchor(job.profile, [found])
+    after = predict_from_profile(job.graph, plan, learnt, "tensorrt", processor="gpu")
+    assert after.value is not None
+    assert predicted.value < after.value < 2 * predicted.value
+    on_dla = replace(measured, target=replace(job.target, accelerator="dla"))
+    assert anchors_of_plan(demand_of(job.graph, plan), 5.0, on_dla) == (), "the GPU's costs say nothing of it"
