@@ -233,8 +233,8 @@ class Prediction:
 @dataclass(frozen=True)
 class KernelCount:
     """``count`` equal kernels of a model: what each multiplies, reads, has as weights and writes; its operator, loops
-    (`edgekit.cost.work.Shape`) and the functions that are computed inside; its precision, where a plan's are
-    told.
+    (`edgekit.cost.work.Shape`) and the functions that are computed inside; its precision, where it is a
+    plan's.
     """
 
     kind: str
@@ -246,7 +246,7 @@ class KernelCount:
     op: str = ""
     shape: tuple[int, ...] = ()
     functions: tuple[str, ...] = ()
-    precision: str = ""
+    precision: Precision | None = None
 
 
 @dataclass(frozen=True)

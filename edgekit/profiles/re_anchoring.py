@@ -45,7 +45,7 @@ def demand_of(graph: Graph, precisions: Mapping[str, Precision] | None = None) -
             op=one.op,
             shape=tuple(one.shape or ()),
             functions=one.functions,
-            precision=one.layer,
+            precision=Precision(one.layer) if one.layer else None,
         )
         for one, count in counted.items()
     )
@@ -144,10 +144,13 @@ def anchors_of_plan(demand: Demand, measured_ms: float, measured: Measured) -> t
     """A plan that was measured, for the costs of the precision that most of its arithmetic is in. It stands for a
     network of its own, with a digest of what it asks for.
     """
-    macs = Counter[str]()
+    macs = Counter[Precision]()
     for kernel in demand.kernels:
-        macs[kernel.precision] += kernel.macs * kernel.count
-    taken = {word: Precision(word) for word, _ in macs.most_common()}
+        if kernel.precision is not None:
+            macs[kernel.precision] += kernel.macs * kernel.count
+    if not macs:
+        return ()
+    taken = {precision.value: precision for precision, _ in macs.most_common()}
     digest = hashlib.sha256(repr(demand).encode()).hexdigest()
     found = measured.anchor(demand, taken, digest, measured_ms)
     return () if found is None else (found,)
@@ -156,7 +159,7 @@ def anchors_of_plan(demand: Demand, measured_ms: float, measured: Measured) -> t
 def _work(kernel: KernelCount) -> Work:
     sizes = (kernel.macs, kernel.input_elements, kernel.weight_elements, kernel.output_elements)
     return Work(
-        kernel.precision,
+        kernel.precision.value if kernel.precision is not None else "",
         kernel.kind,
         *sizes,
         kernel.op,
