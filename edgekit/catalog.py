@@ -149,9 +149,19 @@ def runner_files(runner: str) -> tuple[Path, ...]:
     """The files that the runner program ``runner`` consists of: the program, then the modules that it needs beside it.
     All of them are copied wherever it goes.
     """
-    folder = data_root() / "targets" / "runners"
-    modules = [path for path in folder.glob("*.py") if runner.endswith(".py") and not path.stem.endswith("_runner")]
-    return (folder / runner, *sorted(modules))
+    program = data_root() / "targets" / "runners" / runner
+    return (program, *runner_modules(program))
+
+
+def runner_modules(program: Path) -> tuple[Path, ...]:
+    """What a runner program needs beside it: a shell program ``x.sh`` what is called ``x_*.py``, a Python program the
+    other modules of its folder that are no runner themselves.
+    """
+    of_shells = {shell: {*program.parent.glob(f"{shell.stem}_*.py")} for shell in program.parent.glob("*.sh")}
+    if program.suffix != ".py":
+        return tuple(sorted(of_shells.get(program, ())))
+    others = set(program.parent.glob("*.py")).difference(*of_shells.values())
+    return tuple(sorted(path for path in others if not path.stem.endswith("_runner")))
 
 
 def data_root() -> Path:

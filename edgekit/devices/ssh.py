@@ -64,9 +64,12 @@ class SshTransport:
         """
         work = self._work_folder()
         there, parcels = pack(runner, job, lambda one: f"{work}/files/{one.digest}")
-        python = "sh" if runner.suffix == ".sh" else self._there(self.board.python)
+        python = self._there(self.board.python)
+        start = python
+        if runner.suffix == ".sh":  # which may need Python for a part of its work
+            start, there = "sh", {**there, "python": python}
         program = f"{parcels[0].digest}/{runner.name}"
-        tail = f"{python}\n{program}\n{json.dumps(there)}\n".encode()
+        tail = f"{start}\n{program}\n{json.dumps(there)}\n".encode()
         for _ in range(2):
             said = self._session("run", parcels, tail, timeout_s, job["action"])
             missing = [one for one in parcels if one.digest in said.words("missing").split()]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgekit import catalog
 from edgekit.errors import DeviceError, InputError, MissingToolError
 
 
@@ -64,9 +65,7 @@ def pack(runner: Path, job: Mapping[str, Any], place: Callable[[Parcel], str]) -
 
     What travels: each model's ``files`` (or its ``path`` alone), ``inputs``, and everything in ``folder``.
     """
-    modules = runner.parent.glob("*.py") if runner.suffix == ".py" else ()
-    beside = {path.name: path for path in modules if not path.name.endswith("_runner.py")}
-    parcels = [parcel(beside | {runner.name: runner})]
+    parcels = [parcel({path.name: path for path in (runner, *catalog.runner_modules(runner))})]
 
     def travels(files: Mapping[str, Path]) -> str:
         parcels.append(parcel(files))

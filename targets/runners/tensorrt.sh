@@ -1,19 +1,20 @@
 #!/bin/sh
 # Builds and measures a TensorRT engine on the Jetson that it is started on, and prints one JSON document. Needs a POSIX
-# shell (dash, BusyBox ash, bash), the usual small tools and trtexec. Two ways to call it:
+# shell (dash, BusyBox ash, bash), the usual small tools, and trtexec or, from TensorRT 10 on, a Python with the module
+# tensorrt: then tensorrt_runner.py does what trtexec does. Two ways to call it:
 #
 #     run [build|bench] [--seconds S]    inside a bundle: checks its files, builds, and unless `build`, runs and measures
 #     tensorrt.sh JOB                    one job of the development host, a line of JSON: probe or bundle
 #
 # What to tell trtexec is in the bundle's board.txt, release by release. The engine, the timing cache, trtexec's own reports
 # and result.json come to lie in the bundle's folder built. An engine that is there and whole is not built again.
-# Ends with 4 where trtexec is missing, 5 where the board is at fault, 7 where the bundle was changed.
+# Ends with 4 where both are missing, 5 where the board is at fault, 7 where the bundle was changed.
 
 umask 077
 LC_ALL=C
 export LC_ALL
 tab=$(printf '\t')
-worker='' guard='' root='' clocks='' locked='' job=''
+worker='' guard='' root='' clocks='' locked='' job='' told_python=''
 
 # --- what is said -----------------------------------------------------------------------------------------------------
 
@@ -61,6 +62,9 @@ check_files() {
         fail 7 "$wrong: is missing" "copy the whole bundle again"
     fi
     case $sums in *"  board.txt"*) ;; *) fail 7 "manifest.json: does not list board.txt" "copy the whole bundle again" ;; esac
+    for module in tensorrt_runner.py tensorrt_inference.py; do # what is not listed is not run
+        case $sums in *"  $module"*) ;; *) [ "$programs" != "$here" ] || programs=/dev/null ;; esac
+    done
 }
 
 # Sets $release to the one of board.txt that this board runs, and what must be free; fails where there is none.
@@ -107,10 +111,26 @@ read_board() {
     chips=${chips% }
     model=$(tr -d '\0' 2>/dev/null <$tree/model)
     model=${model:-"an unknown board"}
-    trtexec=/usr/src/tensorrt/bin/trtexec
-    [ -x $trtexec ] || trtexec=$(command -v trtexec)
-    [ -n "$trtexec" ] || fail 4 "there is no trtexec on this board" "install it there: sudo apt install libnvinfer-bin"
+    find_builder
     [ -n "$tensorrt" ] || fail 4 "TensorRT is not installed on this board" "install it there: sudo apt install tensorrt"
+}
+
+# Sets $builder, what it is called, and $trtexec or else $python, which stands in for it. TensorRT is then its module's.
+find_builder() {
+    builder=trtexec python='' why='' trtexec=/usr/src/tensorrt/bin/trtexec
+    [ -x $trtexec ] || trtexec=$(command -v trtexec)
+    [ -z "$trtexec" ] || return
+    for candidate in "${told_python:-python3}" python3 /usr/bin/python3; do
+        [ -f "$programs/tensorrt_runner.py" ] && command -v "$candidate" >/dev/null || continue
+        if said=$("$candidate" "$programs/tensorrt_runner.py" --probe 2>/dev/null </dev/null 9>&-); then
+            builder=tensorrt_runner.py python=$candidate
+            tensorrt=$(printf '%s\n' "$said" | sed -n 's/^\([0-9]*\.[0-9]*\.[0-9]*\).*/\1/p')
+            return
+        fi
+        why=${why:-$said}
+    done
+    hint='install it there: sudo apt install libnvinfer-bin; or TensorRT 10 for Python: sudo apt install python3-libnvinfer'
+    fail 4 "there is no trtexec on this board" "$hint${why:+ ($why)}"
 }
 
 read_number() {
@@ -242,9 +262,9 @@ finish() {
     rm -f built/*.part $locked
 }
 
-# --- trtexec ----------------------------------------------------------------------------------------------------------
+# --- trtexec, or what does its work -----------------------------------------------------------------------------------
 
-# Runs trtexec with what board.txt says for $1, and with the other arguments. Its words are in built/$1.log. Samples the
+# Runs it with what board.txt says for $1, and with the other arguments. Its words are in built/$1.log. Samples the
 # board each second while it runs.
 tell() {
     kind=$1 inside=''
@@ -256,16 +276,17 @@ tell() {
         "$kind "*) [ -z "$inside" ] || set -- "$@" "${line#* }" ;;
         esac
     done <board.txt
-    "$trtexec" "$@" >"built/$kind.log" 2>&1 </dev/null 9>&- &
+    if [ -n "$python" ]; then set -- "$python" "$programs/tensorrt_runner.py" "$@"; else set -- "$trtexec" "$@"; fi
+    "$@" >"built/$kind.log" 2>&1 </dev/null 9>&- &
     worker=$!
     watch >built/samples 2>/dev/null </dev/null 9>&- &
     wait "$worker"
     code=$?
     worker=''
-    [ $code -eq 0 ] || trtexec_failed "$kind"
+    [ $code -eq 0 ] || builder_failed "$kind"
 }
 
-# While trtexec runs. It must not outlive this program, whatever that was killed by.
+# While that runs. It must not outlive this program, whatever that was killed by.
 watch() {
     while kill -0 "$worker"; do
         kill -0 $$ || kill -KILL "$worker"
@@ -281,19 +302,20 @@ free_kib() {
     printf '%s' "$4"
 }
 
-trtexec_failed() {
+builder_failed() {
     said=$(sed -n 's/^.*\[E\] *//p' "built/$1.log" | head -n 1 | cut -c 1-300)
-    [ "$(free_kib)" -ge 64 ] || fail 5 "the disk of the board is full: trtexec could not write to $here/built" \
+    [ "$(free_kib)" -ge 64 ] || fail 5 "the disk of the board is full: $builder could not write to $here/built" \
         "free some space there, or copy the bundle to another disk"
-    [ $code -ne 137 ] || fail 5 "trtexec ($1) was killed by SIGKILL on the board" \
+    [ $code -ne 137 ] || fail 5 "$builder ($1) was killed by SIGKILL on the board" \
         "SIGKILL is what the kernel sends when memory runs out: end other programs there"
-    fail 5 "trtexec ($1) failed with status $code on the board: ${said:-it said nothing}" "its words are in built/$1.log there"
+    fail 5 "$builder ($1) failed with status $code on the board: ${said:-it said nothing}" \
+        "its words are in built/$1.log there"
 }
 
 megabytes() { printf '%s MB' $(($1 * 1024 / 1000000)); }
 
 build() {
-    key=$({ cat board.txt manifest.json; echo "$l4t $tensorrt $model $trtexec"; } | sha256sum | cut -d ' ' -f 1)
+    key=$({ cat board.txt manifest.json; echo "$l4t $tensorrt $model $trtexec$python"; } | sha256sum | cut -d ' ' -f 1)
     engine=$(sha256sum built/model.engine 2>/dev/null | cut -d ' ' -f 1)
     built_now=false
     if [ -n "$engine" ] && [ "$(cat built/engine.key 2>/dev/null)" = "$key $engine" ]; then
@@ -312,7 +334,7 @@ build() {
     [ ! -s built/timing.cache ] || cp built/timing.cache built/timing.part
     note "build the engine with TensorRT $tensorrt ($release)"
     tell build
-    [ -s built/engine.part ] || fail 5 "trtexec wrote no engine" "its words are in built/build.log on the board"
+    [ -s built/engine.part ] || fail 5 "$builder wrote no engine" "its words are in built/build.log on the board"
     sync
     mv built/engine.part built/model.engine
     [ ! -s built/timing.part ] || mv built/timing.part built/timing.cache
@@ -355,8 +377,9 @@ bench() {
 device() {
     printf '{"cpu": %s, "machine": "%s", "cores": %s, "emulated": %s, ' "$(line_of "$model")" "$(uname -m)" \
         "$(grep -c '^processor' /proc/cpuinfo)" "$(emulated)"
-    printf '"runtime": "tensorrt %s", "tensorrt": "%s", "l4t": "%s", "chips": "%s", "governor": %s, "power_mode": %s}' \
-        "$tensorrt" "$tensorrt" "$l4t" "$chips" \
+    printf '"runtime": "tensorrt %s%s", "tensorrt": "%s", "builder": "%s", ' "$tensorrt" "${python:+ (Python)}" "$tensorrt" \
+        "$builder"
+    printf '"l4t": "%s", "chips": "%s", "governor": %s, "power_mode": %s}' "$l4t" "$chips" \
         "$(line_of "$(cat /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor 2>/dev/null)")" "$(line_of "$(power_mode)")"
 }
 
@@ -428,6 +451,7 @@ usage() {
 }
 
 here=$(cd "$(dirname "$0")" && pwd)
+programs=$here # ours, also where the files of a bundle lie elsewhere
 seconds=3 wanted_steps=bench
 if [ -f "$here/manifest.json" ]; then
     while [ $# -gt 0 ]; do
@@ -446,6 +470,7 @@ if [ -f "$here/manifest.json" ]; then
 else
     [ $# -eq 1 ] || usage
     IFS= read -r job <"$1"
+    told_python=$(printf '%s' "$job" | sed -n 's/.*"python": "\([^"\\]*\)".*/\1/p')
     case $job in
     *'"action": "probe"'*)
         read_board

@@ -185,7 +185,7 @@ def test_the_host_learns_what_the_board_is(shared: Jetson) -> None:
     assert found["cpu"] == "NVIDIA Jetson Nano Developer Kit"
     assert (found["runtime"], found["l4t"], found["emulated"]) == ("tensorrt 8.2.1", "32.7.1", False)
     assert found["power_mode"] == "MAXN"
-    assert notes.sent == ["send 1 file, 0.0 MB to bench"], "no module of the other runners goes along"
+    assert notes.sent == ["send 3 files, 0.0 MB to bench"], "no module of the other runners goes along"
 
 
 def test_wrong_outputs_are_told(jetson: Jetson, bundle: Path, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 """A Jetson as its programs see it, around a real sshd: device tree, L4T, TensorRT's packages, sensors, nvpmodel,
-jetson_clocks, and trtexec's stand-in at its place. And a bundle for it.
+jetson_clocks, and trtexec's stand-in at its place, or that of TensorRT's Python module. And a bundle for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgekit import bundle, catalog
@@ -70,6 +71,8 @@ class Kind:
     settings: Mapping[str, Any] = field(default_factory=dict)
     has_trtexec: bool = True
     has_package: bool = True
+    module: str = ""  # the version of TensorRT's Python module, '' where there is none
+    gpus: int = 1
 
 
 NANO = Kind()
@@ -199,7 +202,7 @@ def make_bundle(out: Path, kinds: Sequence[Kind] = (NANO,), vectors: int = 2, ac
             artifact_files=paths,
             preprocess={"kind": "npz"},
             vectors=bundle.Vectors(inputs, expected, {"y": 1e-3}),
-            runner=(catalog.data_root() / "targets/runners/tensorrt.sh",),
+            runner=catalog.runner_files("tensorrt.sh"),
             report_html="<!doctype html><title>report</title>",
         )
 
@@ -239,6 +242,10 @@ class Jetson:
 
     def settings(self, **changes: Any) -> None:
         """Have its trtexec do something else."""
+        module = self.folder / "jetson/python/tensorrt/stand_in.json"
+        if module.exists():
+            module.write_text(json.dumps(json.loads(module.read_text()) | {"fault": "", "pause_s": 0} | changes))
+            return
         text = json.dumps(_settings(NANO, changes))
         done = self.shell(f"cat > /usr/src/tensorrt/bin/stand_in.json <<'END'\n{text}\nEND")
         assert done.returncode == 0, done.stderr
@@ -302,8 +309,31 @@ def _furnish(folder: Path, kind: Kind) -> None:
         _program(jetson / "trtexec", f"#!{sys.executable}\n{stand_in}")
     (jetson / "stand_in.json").write_text(json.dumps(_settings(kind, {})))
     (folder / "boot.sh").write_text(_BOOT)
+    variables = [f"PATH={programs}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]
+    if kind.module:
+        _add_module(jetson, kind)
+        _program(programs / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        variables += [f"PYTHONPATH={jetson}/python", f"LD_LIBRARY_PATH={jetson}/lib"]
     with (folder / "sshd_config").open("a") as config:
-        config.write(f"SetEnv PATH={programs}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin\n")
+        config.write(f"SetEnv {' '.join(variables)}\n")
+
+
+def _add_module(jetson: Path, kind: Kind) -> None:
+    """TensorRT's Python module, and CUDA's runtime, which knows as many GPUs as the board has."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    here, module = Path(__file__).parent, jetson / "python/tensorrt"
+    module.mkdir(parents=True)
+    shutil.copy(here / "stand_in_module.py", module / "__init__.py")
+    shutil.copy(here / "stand_in.py", module)
+    (module / "stand_in.json").write_text(json.dumps({"version": kind.module, "flags": [], **kind.settings}))
+    (jetson / "lib").mkdir()
+    library = jetson / "lib/libcudart.so"
+    subprocess.run(
+        [compiler, "-O1", "-Wall", "-shared", "-fPIC", f"-DGPUS={kind.gpus}", "-o", library, here / "cudart.c"],
+        check=True,
+    )
 
 
 def _program(path: Path, text: str) -> None:
