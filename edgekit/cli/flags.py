@@ -33,7 +33,7 @@ Host = Annotated[
     typer.Option(
         "--host",
         help="The board to measure on, over ssh: user@address[:port], a Host of ~/.ssh/config, or a name of the lab "
-        "file. Your keys, agent, jump hosts and known_hosts are used as they are. Several: a,b,c.",
+        "file. Your keys, agent, jump hosts and known_hosts are used as they are. Several: a,b,c. This machine: local.",
         metavar="HOST",
     ),
 ]

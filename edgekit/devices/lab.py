@@ -8,7 +8,7 @@
     work_dir = "/data/edgekit"
     ssh_config = "ssh_config"        # instead of ~/.ssh/config; relative to this file
 
-Only name and host are needed.
+Only name and host are needed. The host ``local`` is this machine, without ssh.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgekit import catalog
 from edgekit.errors import InputError
+from edgekit.files import cache
 
 LAB_VARIABLE = "EDGEKIT_LAB"
+LOCAL = "local"  # the word for this machine, where a board's address is asked for
 _HOST_FORMS = "write user@address, user@address:port, ssh://user@address:port, or the name of a board in the lab file"
 
 
@@ -66,6 +69,11 @@ class Board:
     def address(self) -> Address:
         """The parts of ``host``."""
         return parse_address(self.host)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine, which needs no ssh."""
+        return self.host == LOCAL
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,11 @@ def _read_lab(given: str | Path) -> dict[str, Board]:
     return boards
 
 
+def _this_machine() -> Board:
+    """With this Python, and a folder of its own in the cache."""
+    return Board(LOCAL, LOCAL, python=sys.executable, work_dir=str(cache.root() / "boards"))
+
+
 def find_boards(hosts: str | None, target: str, lab: Mapping[str, Board]) -> tuple[Board, ...]:
     """The boards that ``--host`` names, separated by commas, or the lab's boards of ``target`` where it is not given.
 
@@ -159,8 +172,8 @@ def find_boards(hosts: str | None, target: str, lab: Mapping[str, Board]) -> tup
             parse_address(word)
         except InputError as error:
             raise InputError(f"--host: {error}", error.hint) from None
-        found[word] = Board(word, word)
+        found[word] = Board(word, word) if word != LOCAL else _this_machine()
     return tuple(found.values())
 
 
-__all__ = ["LAB_VARIABLE", "Address", "Board", "find_boards", "open_lab", "parse_address"]
+__all__ = ["LAB_VARIABLE", "LOCAL", "Address", "Board", "find_boards", "open_lab", "parse_address"]

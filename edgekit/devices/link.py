@@ -1,7 +1,8 @@
 """A connection to a board through OpenSSH's own client, so that ~/.ssh/config, keys, agents, jump hosts and known_hosts
 are used as they are. Host keys are checked as that configuration says, and nobody is asked anything (BatchMode).
 
-One ssh process holds the connection (ssh's ControlMaster) and ends with this one; commands run through it.
+One ssh process holds the connection (ssh's ControlMaster) and ends with this one; commands run through it. Where the
+board is this machine, a shell takes ssh's place.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def connect(board: Board, attempts: int = 1 + len(_PAUSES_S)) -> Link:
 
     Raises `DeviceError`, or `MissingToolError` where this machine has no ssh.
     """
-    if shutil.which("ssh") is None:
+    if shutil.which("ssh") is None and not board.is_here:
         raise MissingToolError("this machine has no ssh", "install OpenSSH's client: apt install openssh-client")
     for pause_s in (*_PAUSES_S[: attempts - 1], None):
         try:
@@ -188,7 +189,9 @@ def _refusal(board: Board, errors: str, gone: bool) -> EdgekitError:
 
 
 def command_line(board: Board) -> str:
-    """The ssh command that a person would type to get there."""
+    """The ssh command that a person would type to get there; a shell's on this machine."""
+    if board.is_here:
+        return "sh -c"
     address = board.address
     config = ["-F", board.ssh_config] if board.ssh_config else []
     port = ["-p", str(address.port)] if address.port else []
@@ -197,6 +200,8 @@ def command_line(board: Board) -> str:
 
 
 def _ssh(board: Board, master: str, socket: Path, command: str) -> list[str]:
+    if board.is_here:  # below a shell of its own, as below sshd: the board's program ends what it was started by
+        return ["sh", "-c", 'sh -c "$1"; exit $?', "sh", command]
     address = board.address
     return [
         "ssh",

@@ -80,7 +80,10 @@ class Device:
     def run_job(self, job: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         """Run a job there. Raises `InputError` where no board was named."""
         if self.job_runner is None:
-            raise InputError("this needs the board, and no --host says where it is", "pass --host user@address")
+            raise InputError(
+                "this needs the board, and no --host says where it is",
+                "pass --host user@address, or --host local where this machine is the board",
+            )
         return self.job_runner(job, timeout_s)
 
     def probe(self) -> tuple[DeviceInfo, tuple[str, ...]]:

@@ -18,8 +18,9 @@ import pytest
 
 from edgekit.backends import trtexec_document
 from edgekit.errors import DeviceError, MissingToolError
+from tests.command import EDGEKIT, Desk
 from tests.devices.sshd import busybox, cable_to
-from tests.devices.test_jetson_program import Moment, awaited, by_hand, over_ssh, refused, resign
+from tests.devices.test_jetson_program import ORIN, Moment, awaited, by_hand, over_ssh, refused, resign
 from tests.trtexec.jetson import Jetson, Kind, busybox_tools, make_bundle, release, running_jetson
 
 NO_TRTEXEC = "there is no trtexec on this board"
@@ -225,3 +226,44 @@ def test_killed_while_it_measures(number: signal.Signals, jetson: Jetson, bundle
         running.communicate(timeout=10)
     awaited(lambda: jetson.clocks == "dynamic")
     jetson.bench.await_quiet()
+
+
+@pytest.mark.slow
+def test_edgekit_on_the_board_itself(desk: Desk) -> None:
+    """`--host local`: no ssh, the same program, and this Python; the bundle stays as it was packed."""
+    data = ("--data", "data.npz", "--eval", "eval.npz", "--no-prune", "--out", "bundle")
+    desk.succeed("deploy", "model.onnx", "--target", "jetson-orin-nano", *data)
+    missing = desk.run("bench", "bundle")
+    assert missing.code == 2
+    assert "hint: pass --host user@address, or --host local where this machine is the board" in missing.err
+    elsewhere = desk.run("bench", "bundle", "--host", "local")
+    assert elsewhere.code == 5
+    assert elsewhere.complaint[-2:] == [
+        "edgekit: this is no Jetson: there is no /etc/nv_tegra_release",
+        "  hint: run it on the board that it is for",
+    ]
+    with running_jetson(replace(ORIN, has_trtexec=False, module="10.3.0")) as board:
+        words = f"cd {desk.folder} && EDGEKIT_CACHE={desk.cache} EDGEKIT_DATA={desk.folder}/data exec {EDGEKIT}"
+        ended = board.shell(f"{words} bench bundle --host local --seconds 1 --json", 120)
+        assert ended.returncode == 0, ended.stderr
+        found = json.loads(ended.stdout)
+        assert found["conformance"]["matched"] == found["conformance"]["planned"] > 0
+        assert found["device"]["after"]["builder"] == "tensorrt_runner.py"
+        assert found["latency_ms"]["n"] > 20
+        told = board.shell(f"{words} bench bundle --host local --seconds 1", 120)
+        assert "tensorrt 10.3.0 (Python)" in told.stdout
+        assert "the engine is there" in told.stderr
+        assert board.shell(f"{words} verify bundle", 120).returncode == 0
+        ended_by_hand(board, f"{words} bench bundle --host local --seconds 60")
+
+
+def ended_by_hand(board: Jetson, words: str) -> None:
+    """By Ctrl-C while it measures: nothing of it runs on."""
+    with subprocess.Popen(board.command(f"echo $$; {words}"), stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        process = int(running.stdout.readline())
+        awaited(lambda: board.clocks == "highest", 60)
+        board.kill(process, signal.SIGINT)
+        assert running.wait(30) == 130
+    board.bench.await_quiet()
+    assert board.clocks == "dynamic"
