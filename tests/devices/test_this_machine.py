@@ -98,7 +98,7 @@ def test_nobody_s_end_ends_edgekit() -> None:
     """A board's program that hears nothing from the host ends its parent: here that is a shell of its own."""
     (board,) = find_boards("local", "", {})
     transport = SshTransport(board, (), Notes())
-    process = transport._connected().start("sh -c 'kill $PPID; sleep 5'")
+    process = transport._connected().start("exec sh -c 'kill $PPID; sleep 5'")
     assert process.wait(3) == -signal.SIGTERM
     assert transport._connected().is_up
     transport._link = None
