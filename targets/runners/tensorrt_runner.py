@@ -26,6 +26,7 @@ from tensorrt_inference import Cuda, Failed, Tensor, content_of, infer, say  # n
 
 LEAST = 10  # major version: since then types are in the model, and tensors are named where they are run
 MIB = 1 << 20
+TYPES = {"fp32": "FLOAT", "fp16": "HALF", "int8": "INT8"}  # of a layer, where the model does not say it
 
 
 def major(version):
@@ -58,6 +59,9 @@ def parse(words, version):
     for name in ("stronglyTyped", "fp16", "int8", "useCudaGraph", "useSpinWait"):
         if not newer:
             parser.add_argument("--" + name, **flag)
+    for name in ("precisionConstraints", "layerPrecisions", "layerOutputTypes"):
+        if not newer:
+            parser.add_argument("--" + name, default="")
     for name in ("includeDataTransfers", "noCudaGraph"):
         if newer:
             parser.add_argument("--" + name, **flag)
@@ -67,7 +71,7 @@ def parse(words, version):
     if newer:
         if options.loadEngine and not options.includeDataTransfers:
             raise Failed("latency is measured with data transfers here: --includeDataTransfers is missing")
-        options.stronglyTyped, options.fp16, options.int8 = True, False, False
+        options.stronglyTyped = True
         options.useCudaGraph, options.useSpinWait = not options.noCudaGraph, True
     return options
 
@@ -106,6 +110,8 @@ def build(tensorrt, options):
             say("E", "%s %s: %s" % (error.node_operator(), error.node_name(), " ".join(error.desc().split())))
         raise Failed("Failed to parse onnx file")
     config = configuration(tensorrt, builder, options)
+    if not options.stronglyTyped:
+        allow_types(tensorrt, config, network, options)
     began = time.monotonic()
     engine = builder.build_serialized_network(network, config)
     if engine is None:
@@ -127,15 +133,13 @@ def configuration(tensorrt, builder, options):
         raise Failed("Unknown memory pool: --memPoolSize " + options.memPoolSize)
     config.profiling_verbosity = verbosity(tensorrt, options)
     flags = tensorrt.BuilderFlag
-    if options.fp16 or (options.useDLACore and not options.int8 and not options.stronglyTyped):
-        config.set_flag(flags.FP16)  # the accelerator has no other floats: sampleEngines.cpp sets it, too
-    if options.int8:
-        config.set_flag(flags.INT8)
     if options.sparsity == "enable":
         config.set_flag(flags.SPARSE_WEIGHTS)
     elif options.sparsity:
         raise Failed("Unknown sparsity mode: --sparsity " + options.sparsity)
     if options.useDLACore:
+        if int(options.useDLACore) >= builder.num_DLA_cores:
+            raise Failed("Cannot create DLA engine, %s not available" % options.useDLACore)
         config.default_device_type = tensorrt.DeviceType.DLA
         config.DLA_core = int(options.useDLACore)
         if options.allowGPUFallback:
@@ -146,6 +150,28 @@ def configuration(tensorrt, builder, options):
         if not config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False):
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     return config
+
+
+def allow_types(tensorrt, config, network, options):
+    """The types that layers may have where the model does not say them: for accelerators beside the GPU, in 10."""
+    flags = tensorrt.BuilderFlag
+    if options.int8:
+        config.set_flag(flags.INT8)
+    if options.fp16 or (options.useDLACore and not options.int8):  # which has no other floats
+        config.set_flag(flags.FP16)
+    if options.precisionConstraints == "obey":
+        config.set_flag(flags.OBEY_PRECISION_CONSTRAINTS)
+    elif options.precisionConstraints or options.layerPrecisions or options.layerOutputTypes:
+        raise Failed("types of layers are obeyed here, or not given: --precisionConstraints=obey")
+    computing, written = (
+        dict(word.rsplit(":", 1) for word in words.split(",") if word)
+        for words in (options.layerPrecisions, options.layerOutputTypes)
+    )
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.name in computing:
+            layer.precision = getattr(tensorrt.DataType, TYPES[computing[layer.name]])
+        for index in range(layer.num_outputs if layer.name in written else 0):
+            layer.set_output_type(index, getattr(tensorrt.DataType, TYPES[written[layer.name]]))
 
 
 def verbosity(tensorrt, options):

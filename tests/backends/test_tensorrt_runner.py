@@ -5,6 +5,7 @@ half with a real compiler. The running half: tests/devices/test_jetson_python.py
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import pytest
 from edgekit.backends import trtexec
 from edgekit.catalog import data_root
 from edgekit.toolchains import problem, toolchain
-from tests.trtexec.jetson import build_json, float_model, model, release
+from tests.trtexec.jetson import add_module, build_json, float_model, model, release
 
 RUNNERS = data_root() / "targets" / "runners"
 RTX = "tensorrt-rtx"
@@ -76,6 +77,31 @@ def test_every_option_that_edgekit_uses_is_taken() -> None:
     for (version, words), found in zip(rows, parsed(rows), strict=True):
         assert isinstance(found, dict), (version, words, found)
         assert found["stronglyTyped"] or found["loadEngine"]
+
+
+def test_types_that_the_model_does_not_say(tmp_path: Path) -> None:
+    """As for accelerators, which take types by flags in 10 still. TensorRT's module is the tests' own here."""
+    add_module(tmp_path, "10.3.0")
+    (tmp_path / "built").mkdir()
+    (tmp_path / "model.onnx").write_bytes(model(False))
+    build = {**build_json([release("8.4.1")]), "layer_precisions": {"fc": "fp32"}}
+    words = [*trtexec.build_flags("10.3.0", build), "--useDLACore=0", "--allowGPUFallback"]
+    command = [sys.executable, str(RUNNERS / "tensorrt_runner.py")]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "python")}
+    done = subprocess.run(
+        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+    content = (tmp_path / "built/engine.part").read_bytes()
+    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    types = {layer["nodes"][0]: layer["type"] for layer in head["layers"]}
+    assert types == {"conv1": "fp16", "conv2": "int8", "fc": "fp32"}
+    assert "for core 0, [<BuilderFlag.FP16: 1>, <BuilderFlag.INT8: 2>, <BuilderFlag.GPU_FALLBACK: 4>" in done.stdout
+    words[-2] = "--useDLACore=1"
+    done = subprocess.run(
+        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, "Cannot create DLA engine, 1 not available" in done.stdout) == (1, True)
 
 
 def test_defaults_turned_round_with_release_11() -> None:

@@ -311,29 +311,31 @@ def _furnish(folder: Path, kind: Kind) -> None:
     (folder / "boot.sh").write_text(_BOOT)
     variables = [f"PATH={programs}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]
     if kind.module:
-        _add_module(jetson, kind)
+        add_module(jetson, kind.module, kind.settings)
+        _compile_cuda(jetson / "lib", kind.gpus)
         _program(programs / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         variables += [f"PYTHONPATH={jetson}/python", f"LD_LIBRARY_PATH={jetson}/lib"]
     with (folder / "sshd_config").open("a") as config:
         config.write(f"SetEnv {' '.join(variables)}\n")
 
 
-def _add_module(jetson: Path, kind: Kind) -> None:
-    """TensorRT's Python module, and CUDA's runtime, which knows as many GPUs as the board has."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler here")
-    here, module = Path(__file__).parent, jetson / "python/tensorrt"
+def add_module(folder: Path, version: str, settings: Mapping[str, Any] | None = None) -> None:
+    """The stand-in for TensorRT's Python module in ``folder``/python."""
+    here, module = Path(__file__).parent, folder / "python/tensorrt"
     module.mkdir(parents=True)
     shutil.copy(here / "stand_in_module.py", module / "__init__.py")
     shutil.copy(here / "stand_in.py", module)
-    (module / "stand_in.json").write_text(json.dumps({"version": kind.module, "flags": [], **kind.settings}))
-    (jetson / "lib").mkdir()
-    library = jetson / "lib/libcudart.so"
-    subprocess.run(
-        [compiler, "-O1", "-Wall", "-shared", "-fPIC", f"-DGPUS={kind.gpus}", "-o", library, here / "cudart.c"],
-        check=True,
-    )
+    (module / "stand_in.json").write_text(json.dumps({"version": version, "flags": [], **(settings or {})}))
+
+
+def _compile_cuda(folder: Path, gpus: int) -> None:
+    """CUDA's runtime in ``folder``, which knows that many GPUs."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    folder.mkdir()
+    words = ("-O1", "-Wall", "-shared", "-fPIC", f"-DGPUS={gpus}", "-o", folder / "libcudart.so")
+    subprocess.run([compiler, *words, Path(__file__).parent / "cudart.c"], check=True)
 
 
 def _program(path: Path, text: str) -> None:

@@ -19,10 +19,11 @@ __version__ = f"{stand_in.SETTINGS['version']}.30"
 TYPES = {"tensor(float)": "FLOAT", "tensor(float16)": "HALF", "tensor(int64)": "INT64", "tensor(int32)": "INT32"}
 NUMPY = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32"}
 
-DataType = enum.IntEnum("DataType", "FLOAT HALF INT64 INT32", start=0)
+DataType = enum.IntEnum("DataType", "FLOAT HALF INT8 INT64 INT32", start=0)
+DeviceType = enum.IntEnum("DeviceType", "GPU DLA", start=0)
 TensorIOMode = enum.IntEnum("TensorIOMode", "NONE INPUT OUTPUT", start=0)
 NetworkDefinitionCreationFlag = enum.IntEnum("NetworkDefinitionCreationFlag", {"STRONGLY_TYPED": 1})
-BuilderFlag = enum.IntEnum("BuilderFlag", "FP16 INT8 SPARSE_WEIGHTS GPU_FALLBACK")
+BuilderFlag = enum.IntEnum("BuilderFlag", "FP16 INT8 SPARSE_WEIGHTS GPU_FALLBACK OBEY_PRECISION_CONSTRAINTS")
 MemoryPoolType = enum.IntEnum("MemoryPoolType", "WORKSPACE")
 ProfilingVerbosity = enum.IntEnum("ProfilingVerbosity", "LAYER_NAMES_ONLY NONE DETAILED", start=0)
 LayerInformationFormat = enum.IntEnum("LayerInformationFormat", "ONELINE JSON", start=0)
@@ -45,10 +46,33 @@ def init_libnvinfer_plugins(logger: Any, namespace: str) -> bool:
 # --- building ---------------------------------------------------------------------------------------------------------
 
 
+class Layer:
+    """A node of the model; what is asked of it, in trtexec's words."""
+
+    num_outputs = 1
+    precision: DataType | None = None
+    output: DataType | None = None
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def set_output_type(self, index: int, kind: DataType) -> None:
+        assert index == 0
+        self.output = kind
+
+
 class Network:
     def __init__(self, flags: int) -> None:
         self.typed = flags == 1 << NetworkDefinitionCreationFlag.STRONGLY_TYPED
         self.model = b""
+        self.layers: list[Layer] = []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers)
+
+    def get_layer(self, index: int) -> Layer:
+        return self.layers[index]
 
 
 class OnnxParser:
@@ -64,6 +88,10 @@ class OnnxParser:
                 Severity.ERROR, 'ModelImporter.cpp:773: While parsing node number 3 [Foo -> "y"]:\nsome more'
             )
             return False
+        import onnx
+
+        graph = onnx.load_model_from_string(self._network.model).graph
+        self._network.layers = [Layer(node.name) for node in graph.node]
         return True
 
 
@@ -76,8 +104,12 @@ class TimingCache:
 
 
 class BuilderConfig:
+    default_device_type = DeviceType.GPU
+    DLA_core = -1
+
     def __init__(self) -> None:
         self.pools: dict[int, int] = {}
+        self.flags: set[int] = set()
         self.profiling_verbosity = ProfilingVerbosity.LAYER_NAMES_ONLY
         self._cache = TimingCache(b"")
 
@@ -85,7 +117,7 @@ class BuilderConfig:
         self.pools[pool] = size
 
     def set_flag(self, flag: int) -> None:
-        assert flag is BuilderFlag.SPARSE_WEIGHTS, "a typed network takes no type"
+        self.flags.add(flag)
 
     def create_timing_cache(self, content: bytes) -> TimingCache:
         return TimingCache(content)
@@ -99,6 +131,8 @@ class BuilderConfig:
 
 
 class Builder:
+    num_DLA_cores = 1
+
     def __init__(self, logger: Any) -> None:
         self._logger = logger
 
@@ -111,15 +145,31 @@ class Builder:
     def build_serialized_network(self, network: Network, config: BuilderConfig) -> bytes:
         import onnx
 
-        assert network.typed
         assert config.pools == {MemoryPoolType.WORKSPACE: 512 << 20}
-        layers = stand_in.compiled(onnx.load_model_from_string(network.model).graph, {"--stronglyTyped": ""})
+        graph = onnx.load_model_from_string(network.model).graph
+        layers = stand_in.compiled(graph, {"--stronglyTyped": ""} if network.typed else words_of(network, config))
+        if network.typed:
+            assert config.flags <= {BuilderFlag.SPARSE_WEIGHTS}, "a typed network takes no type"
+        if config.default_device_type is DeviceType.DLA:
+            self._logger.log(Severity.INFO, f"for core {config.DLA_core}, {sorted(config.flags)}")
         self._logger.log(Severity.INFO, "building")
         stand_in.misbehave("build")
         time.sleep(stand_in.SETTINGS.get("pause_s", 0))
         detailed = config.profiling_verbosity is ProfilingVerbosity.DETAILED
         head = json.dumps({"version": __version__, "layers": layers, "detailed": detailed}).encode()
         return len(head).to_bytes(8, "little") + head + network.model
+
+
+def words_of(network: Network, config: BuilderConfig) -> dict[str, str]:
+    """What trtexec is told for the same."""
+    words = {"FLOAT": "fp32", "HALF": "fp16", "INT8": "int8"}
+    told = {f"--{name}": "" for name in ("fp16", "int8") if BuilderFlag[name.upper()] in config.flags}
+    named = [one for one in network.layers if one.precision is not None]
+    assert all(one.precision is one.output for one in named)
+    if BuilderFlag.OBEY_PRECISION_CONSTRAINTS in config.flags:
+        told["--precisionConstraints"] = "obey"
+    precisions = ",".join(f"{one.name}:{words[DataType(one.precision or 0).name]}" for one in named)
+    return {**told, "--layerPrecisions": precisions}
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
