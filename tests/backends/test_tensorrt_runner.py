@@ -11,13 +11,16 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgekit.backends import trtexec
+from edgekit.backends.trtexec_output import read_outputs
 from edgekit.catalog import data_root
 from edgekit.toolchains import problem, toolchain
-from tests.trtexec.jetson import add_module, build_json, float_model, model, release
+from tests.trtexec.jetson import add_module, build_json, compile_cuda, float_model, model, release
 
 RUNNERS = data_root() / "targets" / "runners"
 RTX = "tensorrt-rtx"
@@ -69,39 +72,68 @@ def test_every_option_that_edgekit_uses_is_taken() -> None:
     rows: list[tuple[str, list[str]]] = []
     for version in (one for one in trtexec.known_releases() if trtexec.number(one) >= (10, 0)):
         build = build_json([release(f"{version}.0")])
-        for sparsity, loads in product((False, True), ("", "x:vectors/0/0.bin,y:vectors/0/1.bin")):
-            chosen = {**build, "flags": {**build["flags"], "sparsity": sparsity}}
+        for sparsity, core, loads in product((False, True), ("", "dla"), ("", "x:vectors/0/0.bin,y:vectors/0/1.bin")):
+            chosen = {**build, "flags": {**build["flags"], "sparsity": sparsity}, "accelerator": core}
             rows.append((version, list(trtexec.build_flags(version, chosen))))
-            rows += [(version, list(words)) for words in trtexec.run_flags(version, loads).values()]
+            rows += [(version, list(words)) for words in trtexec.run_flags(version, loads, core).values()]
     assert len(rows) > 100
     for (version, words), found in zip(rows, parsed(rows), strict=True):
         assert isinstance(found, dict), (version, words, found)
         assert found["stronglyTyped"] or found["loadEngine"]
 
 
-def test_types_that_the_model_does_not_say(tmp_path: Path) -> None:
-    """As for accelerators, which take types by flags in 10 still. TensorRT's module is the tests' own here."""
-    add_module(tmp_path, "10.3.0")
+def on_stand_in(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The program with the tests' own module and CUDA."""
+    command = [sys.executable, str(RUNNERS / "tensorrt_runner.py"), *words]
+    own = {"PYTHONPATH": str(folder / "python"), "LD_LIBRARY_PATH": str(folder / "lib")}
+    return subprocess.run(
+        command, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def layers_of(engine: Path) -> list[dict[str, Any]]:
+    """What the stand-in has built."""
+    content = engine.read_bytes()
+    found: list[dict[str, Any]] = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["layers"]
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as a bundle's on a board with one accelerator."""
+    add_module(tmp_path, "10.3.0", {"dla_cores": 1})
+    compile_cuda(tmp_path / "lib", 1)
     (tmp_path / "built").mkdir()
-    (tmp_path / "model.onnx").write_bytes(model(False))
+    (tmp_path / "x.bin").write_bytes(np.linspace(-1, 1, 3 * 16 * 16, dtype=np.float32).tobytes())
+    return tmp_path
+
+
+def test_types_that_the_model_does_not_say(folder: Path) -> None:
+    """As targets for accelerators say them in 10 still."""
+    (folder / "model.onnx").write_bytes(model(False))
     build = {**build_json([release("8.4.1")]), "layer_precisions": {"fc": "fp32"}}
-    words = [*trtexec.build_flags("10.3.0", build), "--useDLACore=0", "--allowGPUFallback"]
-    command = [sys.executable, str(RUNNERS / "tensorrt_runner.py")]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "python")}
-    done = subprocess.run(
-        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    done = on_stand_in(folder, *trtexec.build_flags("10.3.0", build))
     assert done.returncode == 0, done.stdout
-    content = (tmp_path / "built/engine.part").read_bytes()
-    head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    types = {layer["nodes"][0]: layer["type"] for layer in head["layers"]}
+    types = {layer["nodes"][0]: layer["type"] for layer in layers_of(folder / "built/engine.part")}
     assert types == {"conv1": "fp16", "conv2": "int8", "fc": "fp32"}
-    assert "for core 0, [<BuilderFlag.FP16: 1>, <BuilderFlag.INT8: 2>, <BuilderFlag.GPU_FALLBACK: 4>" in done.stdout
-    words[-2] = "--useDLACore=1"
-    done = subprocess.run(
-        [*command, *words], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, "Cannot create DLA engine, 1 not available" in done.stdout) == (1, True)
+
+
+def test_on_an_accelerator(folder: Path) -> None:
+    """A core is named to build and to run."""
+    (folder / "model.onnx").write_bytes(float_model())
+    words = trtexec.build_flags("10.3.0", build_json([release("8.4.1")], "dla"))
+    done = on_stand_in(folder, *words)
+    assert done.returncode == 0, done.stdout
+    assert [layer["region"] for layer in layers_of(folder / "built/engine.part")] == [["conv1", "relu1", "conv2", "fc"]]
+    (folder / "built/engine.part").rename(folder / "built/model.engine")
+    checks = trtexec.run_flags("10.3.0", "", "dla")["check"]
+    done = on_stand_in(folder, *checks, "--loadInputs=x:x.bin", "--exportOutput=built/out.json")
+    assert done.returncode == 0, done.stdout
+    assert read_outputs((folder / "built/out.json").read_text())["y"].shape == (1, 5)
+    done = on_stand_in(folder, *(word for word in checks if "DLA" not in word), "--loadInputs=x:x.bin")
+    assert "the engine needs a DLA core, and none is set" in done.stdout
+    done = on_stand_in(folder, *(word.replace("Core=0", "Core=1") for word in words))
+    assert (done.returncode, done.stdout.splitlines()[-1][-42:]) == (1, " Cannot create DLA engine, 1 not available")
 
 
 def test_defaults_turned_round_with_release_11() -> None:

@@ -312,7 +312,7 @@ def _furnish(folder: Path, kind: Kind) -> None:
     variables = [f"PATH={programs}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"]
     if kind.module:
         add_module(jetson, kind.module, kind.settings)
-        _compile_cuda(jetson / "lib", kind.gpus)
+        compile_cuda(jetson / "lib", kind.gpus)
         _program(programs / "python3", f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         variables += [f"PYTHONPATH={jetson}/python", f"LD_LIBRARY_PATH={jetson}/lib"]
     with (folder / "sshd_config").open("a") as config:
@@ -328,7 +328,7 @@ def add_module(folder: Path, version: str, settings: Mapping[str, Any] | None = 
     (module / "stand_in.json").write_text(json.dumps({"version": version, "flags": [], **(settings or {})}))
 
 
-def _compile_cuda(folder: Path, gpus: int) -> None:
+def compile_cuda(folder: Path, gpus: int) -> None:
     """CUDA's runtime in ``folder``, which knows that many GPUs."""
     compiler = shutil.which("cc")
     if compiler is None:

@@ -131,7 +131,7 @@ class BuilderConfig:
 
 
 class Builder:
-    num_DLA_cores = 1
+    num_DLA_cores = stand_in.SETTINGS.get("dla_cores", 0)
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
@@ -151,7 +151,8 @@ class Builder:
         if network.typed:
             assert config.flags <= {BuilderFlag.SPARSE_WEIGHTS}, "a typed network takes no type"
         if config.default_device_type is DeviceType.DLA:
-            self._logger.log(Severity.INFO, f"for core {config.DLA_core}, {sorted(config.flags)}")
+            assert config.DLA_core < self.num_DLA_cores
+            layers = stand_in.on_accelerator(layers, BuilderFlag.GPU_FALLBACK in config.flags)
         self._logger.log(Severity.INFO, "building")
         stand_in.misbehave("build")
         time.sleep(stand_in.SETTINGS.get("pause_s", 0))
@@ -176,6 +177,8 @@ def words_of(network: Network, config: BuilderConfig) -> dict[str, str]:
 
 
 class Runtime:
+    DLA_core = -1
+
     def __init__(self, logger: Any) -> None:
         self._logger = logger
 
@@ -184,6 +187,9 @@ class Runtime:
         head = json.loads(content[8 : 8 + size])
         if head["version"] != __version__:
             self._logger.log(Severity.ERROR, "6: The engine plan file is not compatible with this version of TensorRT")
+            return None
+        if self.DLA_core < 0 and any("region" in layer for layer in head["layers"]):
+            self._logger.log(Severity.ERROR, "the engine needs a DLA core, and none is set")
             return None
         return Engine(head, content[8 + size :])
 
