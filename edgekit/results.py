@@ -230,6 +230,10 @@ class Prediction:
     mac_baseline_error: float | None
 
 
+# No network has as many: each is looked at one by one.
+_MOST_KERNELS = 1_000_000
+
+
 @dataclass(frozen=True)
 class KernelCount:
     """``count`` equal kernels of a model: what each multiplies, reads, has as weights and writes; its operator, loops
@@ -248,6 +252,11 @@ class KernelCount:
     functions: tuple[str, ...] = ()
     precision: Precision | None = None
 
+    def __post_init__(self) -> None:
+        sizes = (self.macs, self.input_elements, self.weight_elements, self.output_elements)
+        if not 1 <= self.count <= _MOST_KERNELS or min(sizes) < 0:
+            raise ValueError(f"count must be from 1 to {_MOST_KERNELS}, and no size be negative")
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -257,6 +266,10 @@ class Demand:
 
     kernels: tuple[KernelCount, ...]
     int8_crossing_elements: int
+
+    def __post_init__(self) -> None:
+        if self.int8_crossing_elements < 0:
+            raise ValueError("int8_crossing_elements must not be negative")
 
 
 @dataclass(frozen=True)

@@ -209,3 +209,21 @@ def test_decisions_hold_nothing_measured_and_the_halves_make_the_whole() -> None
     assert not {"created", "device", "candidates", "chosen", "prediction", "bundle"} & set(decisions)
     assert result.bundle not in json.dumps(measurements)
     assert results.join(decisions, measurements, "elsewhere") == replace(result, bundle="elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("changed", "value"), [("count", 0), ("count", 10**12), ("macs", -1), ("precision", "int3"), ("count", 1.5)]
+)
+def test_a_demand_of_another_kind_is_refused(changed: str, value: object) -> None:
+    """What is looked at kernel by kernel, and priced, is what a network can have."""
+    kernel = results.KernelCount("conv", 2, 10, 10, 10, 10, precision=Precision.INT8)
+    asked = results.Demand((kernel,), 0)
+    document = json.loads(json.dumps(results.to_json(replace(sample_result(), demand=asked, plan_demand=asked))))
+    assert results.from_json(document).plan_demand == asked
+    document["plan_demand"]["kernels"][0][changed] = value
+    with pytest.raises(InputError, match=r"plan_demand\.kernels\[0\]") as caught:
+        results.from_json(document)
+    assert "\n" not in str(caught.value)
+    document["plan_demand"] = {"kernels": [], "int8_crossing_elements": -1}
+    with pytest.raises(InputError, match="int8_crossing_elements must not be negative"):
+        results.from_json(document)
